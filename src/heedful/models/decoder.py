@@ -1,0 +1,210 @@
+"""`DecoderLM`: a plain decoder-only language model for every mechanism.
+
+* pre- or post-norm, LayerNorm or RMSNorm, GELU or SwiGLU, learned or rotary positions, tied or untied head;
+* one attention configuration for all layers or one per layer;
+* exact decoding with a state, in single tokens or in pieces;
+* weights in safetensors, configuration in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from heedful.files import write_json_atomically
+from heedful.models.blocks import Block, build_norm
+from heedful.models.config import DecoderConfig
+from heedful.models.generation import generate
+from heedful.nn.state import AttentionState
+from heedful.ops.masks import AttentionMask
+from heedful.schema import from_mapping, to_mapping
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecoderState:
+    """What a decoder remembers between calls: one `AttentionState` per layer."""
+
+    layers: tuple[AttentionState, ...]
+
+    @property
+    def length(self) -> int:
+        """The number of positions seen so far."""
+        return self.layers[0].length
+
+
+class DecoderLM(nn.Module):
+    """A decoder-only language model.
+
+    Submodules: token_embedding, position_embedding (learned positions only), blocks[l], final_norm, head (untied only).
+
+    Args:
+        config: the model; weights are drawn from torch's global generator by the rules of `DecoderConfig`.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.position_embedding == "learned"
+        self.position_embedding = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
+        self.final_norm = build_norm(config)
+        self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw all weights anew.
+
+        | parameters                                   | initial values                                        |
+        |----------------------------------------------|-------------------------------------------------------|
+        | linear and embedding weights                 | N(0, initializer_range^2), or cut normal (see config)  |
+        | a block's two output projections             | the same / sqrt(2 num_layers) if scale_residual_init   |
+        | biases                                       | 0                                                     |
+        | norm gains                                   | 1                                                     |
+        | kernels, head mixing, lambdas, gate starts   | as their modules say: `set_initial_values`            |
+        """
+        deviation = self.config.initializer_range
+        outputs = {
+            id(layer) for block in self.block_list for layer in (block.attention.o_proj, block.feed_forward.down_proj)
+        }
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                scaled = self.config.scale_residual_init and id(module) in outputs
+                divisor = math.sqrt(2 * self.config.num_layers) if scaled else 1.0
+                if deviation is not None:
+                    nn.init.normal_(module.weight, std=deviation / divisor)
+                else:
+                    std = self.config.hidden_size**-0.5 / divisor
+                    nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for module in self.modules():
+            set_initial_values = getattr(module, "set_initial_values", None)
+            if set_initial_values is not None:
+                set_initial_values()
+
+    @property
+    def block_list(self) -> list[Block]:
+        """The blocks, typed."""
+        return cast("list[Block]", list(self.blocks))
+
+    def empty_state(self) -> DecoderState:
+        """Return the state before the first token, to be passed to the first call when decoding."""
+        return DecoderState(layers=tuple(block.attention.empty_state() for block in self.block_list))
+
+    def forward(
+        self, tokens: Int[Tensor, "b t"], mask: AttentionMask | None = None, state: DecoderState | None = None
+    ) -> tuple[Float[Tensor, "b t vocab"], DecoderState | None]:
+        """Return the logits of the next token after each position.
+
+        Args:
+            tokens: (B, T) int64, the new tokens.
+            mask: padding or packed documents, for all positions, remembered ones included. Learned positions count from
+                each document's first real token.
+            state: what earlier calls returned (`empty_state()` at first), or None.
+
+        Returns:
+            logits (B, T, vocab_size), and the next state (None when `state` was None).
+
+        Raises:
+            ValueError: more positions than max_positions, or a mask for another length.
+        """
+        past = 0 if state is None else state.length
+        if past + tokens.shape[1] > self.config.max_positions:
+            raise ValueError(
+                f"the model has max_positions = {self.config.max_positions}, got {past + tokens.shape[1]}; "
+                "shorten the text or build the model with more positions."
+            )
+        hidden = self.token_embedding(tokens)
+        if self.position_embedding is not None:
+            positions = None if mask is None else mask.positions()
+            if positions is None:
+                positions = torch.arange(past, past + tokens.shape[1], device=tokens.device)
+            else:
+                positions = positions[:, past:]
+            hidden = hidden + self.position_embedding(positions)
+        hidden = self.dropout(hidden)
+        states: list[Any] = []
+        for index, block in enumerate(self.block_list):
+            hidden, layer_state = block(hidden, mask, None if state is None else state.layers[index])
+            states.append(layer_state)
+        hidden = self.final_norm(hidden)
+        weight = self.token_embedding.weight if self.head is None else self.head.weight
+        logits = nn.functional.linear(hidden, weight)
+        return logits, None if state is None else DecoderState(layers=tuple(states))
+
+    def generate(self, tokens: Int[Tensor, "b t"], max_new_tokens: int, **options: Any) -> Int[Tensor, "b longer"]:
+        """Continue each row; see `heedful.models.generation.generate`."""
+        return generate(self, tokens, max_new_tokens, **options)
+
+    def parameters_without_decay(self) -> set[str]:
+        """Return the names of the parameters that weight decay leaves alone besides vectors: kernels and head
+        mixing.
+        """
+        names = set()
+        for prefix, module in self.named_modules():
+            if prefix and hasattr(module, "parameters_without_decay"):
+                names.update(f"{prefix}.{name}" for name in module.parameters_without_decay())
+        return names
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, each atomically."""
+        from safetensors.torch import save
+
+        from heedful.files import write_bytes_atomically
+
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_bytes_atomically(Path(folder) / "model.safetensors", save(weights))
+        write_json_atomically(Path(folder) / "config.json", to_mapping(self.config))
+
+
+def load_decoder(folder: str | Path, device: str | torch.device = "cpu") -> DecoderLM:
+    """Read a decoder that `DecoderLM.save` wrote.
+
+    Raises:
+        ValueError: missing, damaged or foreign files, with what was expected.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder} holds no {name}; expected a folder written by DecoderLM.save or a training run's checkpoint."
+            )
+    try:
+        mapping = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is not valid JSON: {error}.") from error
+    config = from_mapping(DecoderConfig, mapping, str(folder / "config.json"))
+    try:
+        weights = load_file(folder / "model.safetensors", device=str(device))
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'model.safetensors'} is damaged or no safetensors file: {error}.") from error
+    with torch.device("meta"):
+        model = DecoderLM(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"{folder / 'model.safetensors'} does not fit its config.json: {name} should have shape "
+                f"{expected.get(name)}, "
+                f"found {found.get(name)}."
+            )
+    model.load_state_dict(weights, assign=True)
+    for parameter in model.parameters():  # assign=True keeps the tensors' own flag
+        parameter.requires_grad_(True)
+    return model.to(device)

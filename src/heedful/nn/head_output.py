@@ -1,0 +1,59 @@
+"""What happens to each head's output before the output projection: norm, depth scale, gate.
+
+    y_h <- RMSNorm(y_h),   y_h <- (1 - lambda_init) y_h,   y_h <- sigmoid(w . y_h + b) y_h
+
+The norm's gains and the gate are shared by all heads of the layer, as in multi-token attention (arXiv 2504.00927); the
+norm with the depth scale is also that of differential attention (arXiv 2410.05258).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from heedful.nn.differential import depth_lambda
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadOutput:
+    """Which steps a layer applies to its heads; all off is the plain layer.
+
+    Attributes:
+        norm: RMSNorm over the channels of each head, eps as the layer's, computed in float32.
+        depth_scale: multiply by 1 - lambda_init, lambda_init = 0.8 - 0.6 exp(-0.3 l) for layer l counted from 0.
+        gate: "scalar" (one gate per token and head), "elementwise" (one per channel), or "none".
+    """
+
+    norm: bool = True
+    depth_scale: bool = False
+    gate: Literal["none", "scalar", "elementwise"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.depth_scale and self.gate != "none":
+            raise ValueError("depth_scale and gate are alternatives in the published models; choose one of them.")
+
+
+class HeadOutputSteps(nn.Module):
+    """Module of `HeadOutput` for heads of `width` channels: (B, N, heads, width) -> the same shape."""
+
+    def __init__(self, config: HeadOutput, width: int, layer_index: int | None, eps: float) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=eps) if config.norm else None
+        self.scale = 1.0 - depth_lambda(layer_index) if config.depth_scale else 1.0
+        self.gate = None
+        if config.gate != "none":
+            self.gate = nn.Linear(width, 1 if config.gate == "scalar" else width)
+            nn.init.zeros_(self.gate.bias)
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """Apply the steps in the order norm, depth scale, gate."""
+        if self.norm is not None:
+            heads = self.norm(heads)
+        if self.scale != 1.0:
+            heads = heads * self.scale
+        if self.gate is not None:
+            heads = heads * torch.sigmoid(self.gate(heads))
+        return heads

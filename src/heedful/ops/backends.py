@@ -1,0 +1,53 @@
+"""Which implementation runs: explicit requests are obeyed or refused, `auto` says what it took and why.
+
+Each operation states, for a given call, which backends it has: a mapping from backend to None (can run it) or to the
+reason why it cannot, in the order of preference. `choose_backend` is the only place that decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from heedful.schema import did_you_mean
+
+BACKENDS = ("reference", "sdpa", "blockwise", "triton")
+
+
+class Choice(NamedTuple):
+    """The backend of a call and why it was taken."""
+
+    backend: str
+    reason: str
+
+
+def choose_backend(mechanism: str, request: str, candidates: Mapping[str, str | None]) -> Choice:
+    """Return the backend for a call.
+
+    Args:
+        mechanism: the mechanism's name, for messages.
+        request: "auto" or one of `BACKENDS`.
+        candidates: for each backend that the mechanism has, best first, None or the reason why this call cannot use it.
+
+    Raises:
+        ValueError: an unknown backend, or an explicit request that cannot be obeyed.
+    """
+    if request == "auto":
+        refused = []
+        for backend, refusal in candidates.items():
+            if refusal is None:
+                why = "; ".join(refused) if refused else f"the fastest exact backend of {mechanism} attention"
+                return Choice(backend, why)
+            refused.append(f"{backend} cannot be used: {refusal}")
+        raise ValueError(f"no backend of {mechanism} attention can run this call: {'; '.join(refused)}.")
+    if request not in BACKENDS:
+        raise ValueError(f"unknown backend {request!r}.{did_you_mean(request, ('auto', *BACKENDS))}")
+    if request not in candidates:
+        raise ValueError(
+            f"{mechanism} attention has no {request} backend; it has {', '.join(candidates)}. Use one of these or "
+            f"'auto'."
+        )
+    refusal = candidates[request]
+    if refusal is not None:
+        raise ValueError(f"the {request} backend cannot run this call of {mechanism} attention: {refusal}. Use 'auto'.")
+    return Choice(request, "requested")
