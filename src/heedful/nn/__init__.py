@@ -16,6 +16,7 @@ from heedful.nn.presets import attention_config as attention_config
 from heedful.nn.queries import IdentityQuery as IdentityQuery
 from heedful.nn.queries import LinearQuery as LinearQuery
 from heedful.nn.queries import NonlinearQuery as NonlinearQuery
+from heedful.nn.retrieval import BoostedRetrieval as BoostedRetrieval
 from heedful.nn.rotary import LinearScaling as LinearScaling
 from heedful.nn.rotary import Llama3Scaling as Llama3Scaling
 from heedful.nn.rotary import NtkScaling as NtkScaling

@@ -8,7 +8,7 @@ With x the layer's input, F the concatenated heads of the rounds so far and c th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Boosting:
         if self.gate in ("vector", "head") and not self.gate_bias and self.gate_start != 0.0:
             raise ValueError(f"gate_start = {self.gate_start} needs gate_bias = True: it is the bias' initial value.")
 
-    def build_gate(self, width: int, num_heads: int) -> nn.Module:
+    def build_gate(self, width: int, num_heads: int) -> Gate:
         """Return the gate of one further round, for concatenated heads of this width."""
         if self.gate == "none":
             return OpenGate()
@@ -58,7 +58,20 @@ class Boosting:
         return {"vector": 2 * width * width, "head": 2 * width * num_heads}.get(self.gate, 0)
 
 
-class LinearGate(nn.Module):
+class Gate(nn.Module):
+    """Base of the gates: (F, c), both (B, N, width), -> g of the same shape."""
+
+    def forward(self, estimate: Tensor, correction: Tensor) -> Tensor:
+        """Return g."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward")
+
+    def observe(self, estimate: Tensor, correction: Tensor) -> dict[str, Any]:
+        """Return the mean gate, and the deviation of the dimensions' mean gates."""
+        by_dimension = self(estimate, correction).flatten(0, -2).mean(0)
+        return {"gate_mean": float(by_dimension.mean()), "gate_std": float(by_dimension.std(correction=0))}
+
+
+class LinearGate(Gate):
     """g = sigmoid([F; c] W + b), one number per dimension or per head (then repeated over the head's dimensions)."""
 
     def __init__(self, width: int, outputs: int, *, bias: bool, start: float) -> None:
@@ -79,7 +92,7 @@ class LinearGate(nn.Module):
         return gate if gate.shape[-1] == self.width else gate.repeat_interleave(self.width // gate.shape[-1], dim=-1)
 
 
-class ScalarGate(nn.Module):
+class ScalarGate(Gate):
     """g = sigmoid(s), one learned number."""
 
     def __init__(self, start: float) -> None:
@@ -98,7 +111,7 @@ class ScalarGate(nn.Module):
         return torch.sigmoid(self.logit).expand_as(correction)
 
 
-class OpenGate(nn.Module):
+class OpenGate(Gate):
     """g = 1."""
 
     def forward(self, estimate: Tensor, correction: Tensor) -> Tensor:

@@ -82,6 +82,10 @@ class DifferentialScores(ScoreRule):
         second = torch.exp(self.lambda_q2.to(wide) @ self.lambda_k2.to(wide))
         return first - second + self.lambda_init
 
+    def observe(self, *inputs: Tensor) -> dict[str, Any]:
+        """Return lambda."""
+        return {"lambda": float(self.factor())}
+
     def forward(
         self,
         query: Tensor,

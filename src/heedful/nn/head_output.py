@@ -9,7 +9,7 @@ norm with the depth scale is also that of differential attention (arXiv 2410.052
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,13 @@ class HeadOutputSteps(nn.Module):
         if config.gate != "none":
             self.gate = nn.Linear(width, 1 if config.gate == "scalar" else width)
             nn.init.zeros_(self.gate.bias)
+
+    def observe(self, heads: Tensor) -> dict[str, Any]:
+        """Return the mean gate over tokens, heads and channels."""
+        if self.gate is None:
+            return {}
+        normed = heads if self.norm is None else self.norm(heads)
+        return {"head_gate_mean": float(torch.sigmoid(self.gate(normed * self.scale)).mean())}
 
     def forward(self, heads: Tensor) -> Tensor:
         """Apply the steps in the order norm, depth scale, gate."""

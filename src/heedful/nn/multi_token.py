@@ -161,6 +161,10 @@ class MultiTokenScores(ScoreRule):
         """Return the names of the parameters which weight decay must leave alone."""
         return [name for name, _ in self.named_parameters(recurse=False)]
 
+    def observe(self, *inputs: Tensor) -> dict[str, Any]:
+        """Return the kernels and mixing matrices as nested lists, in the shapes of the parameters."""
+        return {name: parameter.tolist() for name, parameter in self.named_parameters(recurse=False)}
+
     def forward(
         self,
         query: Tensor,

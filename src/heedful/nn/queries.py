@@ -8,7 +8,7 @@ attention scale. (A norm on the queries after this map removes any gain.)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -197,14 +197,23 @@ class NonlinearQueryMap(QueryMap):
         """Return f(x), (B, N, width)."""
         return self.output_norm(self.up_proj(_activate(self.down_proj(self.input_norm(x)), self.activation)))
 
+    def anchor_query(self, x: Tensor) -> Tensor | None:
+        """Return anchor(x), (B, N, width), or None without an anchor."""
+        if self.q_proj is not None:
+            return self.q_proj(x)
+        return fit_anchor(x, self.width) if self.anchor == "identity" else None
+
     def forward(self, x: Tensor) -> Tensor:
         """Return gain (anchor(x) + f(x))."""
-        query = self.correction(x)
-        if self.q_proj is not None:
-            query = query + self.q_proj(x)
-        elif self.anchor == "identity":
-            query = query + fit_anchor(x, self.width)
+        query, anchor = self.correction(x), self.anchor_query(x)
+        if anchor is not None:
+            query = query + anchor
         return query if self.gain == 1.0 else self.gain * query
+
+    def observe(self, x: Tensor) -> dict[str, Any]:
+        """Return how large f(x) is beside the anchor: the ratio of their norms over all tokens of x."""
+        anchor = self.anchor_query(x)
+        return {} if anchor is None else {"nonlinear_ratio": float(self.correction(x).norm() / anchor.norm())}
 
 
 def fit_anchor(x: Tensor, width: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Reading other layouts of the same mathematics."""

@@ -1,0 +1,20 @@
+"""Set-up of all tests: helper modules beside this file, two threads, hypothesis without a clock."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+torch.set_num_threads(2)
+settings.register_profile("heedful", deadline=None, derandomize=True)
+settings.load_profile("heedful")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random state."""
+    torch.manual_seed(0)
