@@ -1,0 +1,35 @@
+"""The battery: every cell of the support table is true, and every missing cell is really missing."""
+
+import checks
+import pytest
+
+from heedful.support import FEATURES, cells, mechanisms
+
+ALL = list(cells())
+CHECKS = {feature: getattr(checks, feature.replace("-", "_")) for feature in FEATURES}
+
+
+def name(cell):
+    return f"{cell.feature}-{cell.mechanism}-{cell.backend}"
+
+
+@pytest.mark.parametrize("cell", [cell for cell in ALL if cell.reason is None], ids=name)
+def test_supported(cell):
+    CHECKS[cell.feature](cell.mechanism, cell.backend)
+
+
+@pytest.mark.parametrize("cell", [cell for cell in ALL if cell.reason is not None], ids=name)
+def test_unsupported_cells_are_refused_or_false(cell):
+    with pytest.raises((ValueError, RuntimeError, AssertionError)):
+        CHECKS[cell.feature](cell.mechanism, cell.backend)
+
+
+@pytest.mark.parametrize("mechanism", ["multi-token", "multi-token-v1", "talking-heads"])
+def test_the_map_changing_parts_start_as_the_identity(mechanism):
+    checks.identity_start_without_head_output(mechanism)
+
+
+def test_every_preset_is_in_the_table():
+    from heedful.nn import PRESETS
+
+    assert set(PRESETS) <= set(mechanisms())
