@@ -102,8 +102,10 @@ def _why_not(mechanism: str, backend: str, feature: str) -> str | None:
     return _UNSUPPORTED.get((backend, feature))
 
 
-def support_table() -> str:
-    """Return the table in Markdown, with the reasons of what is missing below it."""
+def support_table(*, details: bool = True) -> str:
+    """Return the table in Markdown, with the reasons of what is missing below it and, with `details`, what
+    each column claims.
+    """
     rows: dict[tuple[str, str], dict[str, str | None]] = {}
     for cell in cells():
         rows.setdefault((cell.mechanism, cell.backend), {})[cell.feature] = cell.reason
@@ -117,8 +119,9 @@ def support_table() -> str:
         lines.append(f"| {mechanism} | {backend} | " + " | ".join(marks) + " |")
     lines.append("")
     lines += [f"{_superscript(number)} {reason}.  " for number, reason in enumerate(notes, start=1)]
-    lines += ["", "What each column claims, and the tests check:", ""]
-    lines += [f"- **{feature}**: {claim}." for feature, claim in FEATURES.items()]
+    if details:
+        lines += ["", "What each column claims, and the tests check:", ""]
+        lines += [f"- **{feature}**: {claim}." for feature, claim in FEATURES.items()]
     return "\n".join(lines) + "\n"
 
 

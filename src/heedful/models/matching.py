@@ -24,7 +24,8 @@ def match_parameters(config: DecoderConfig, target: int, vary: Dimension = "widt
     Args:
         config: the model to resize, usually a standard one.
         target: total number of parameters, embeddings included.
-        vary: "width" (hidden size, in steps of lcm(4, 2 heads); the feed-forward layer keeps its ratio), "feed-forward"
+        vary: "width" (hidden size, in steps that 4 and the heads divide; the feed-forward layer keeps its ratio),
+            "feed-forward"
             (intermediate size, in steps of 1) or "depth" (number of layers).
 
     Raises:
@@ -90,4 +91,6 @@ def _resizer(config: DecoderConfig, vary: Dimension) -> tuple[Callable[[int], De
         inner = None if ratio is None else max(1, round(ratio * width))
         return replace(config, attention=attention, intermediate_size=inner)
 
-    return resize, math.lcm(4, *(2 * layer.num_heads for layer in config.layers))
+    # Every head gets whole features, and whole pairs of them where they are rotated.
+    steps = (layer.num_heads * (1 if layer.rotary is None else 2) for layer in config.layers)
+    return resize, math.lcm(4, *steps)

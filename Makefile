@@ -1,0 +1,58 @@
+# heedful: set-up and everyday commands. Each target makes the environment it needs in .venv when it is missing.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test lint bench gpu docs tables clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(VENV)/.core  ## compare seven mechanisms on real text, then two on find-the-block; prints where the reports are
+	$(BIN)/heedful compare recipes/demo.toml
+	$(BIN)/heedful compare recipes/demo-find-the-block.toml
+
+test: $(VENV)/.dev  ## run all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.core  ## time and memory of every mechanism against standard attention on this CPU; writes results/
+	$(BIN)/python -m benchmarks.layers --device cpu
+
+gpu: $(VENV)/.dev  ## CUDA tests and benchmarks; writes results/; refuses without a CUDA device
+	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else \
+	'make gpu needs a CUDA device, and torch %s sees none here; make test and make bench run on the CPU.' % torch.__version__)"
+	$(BIN)/python -m pytest -m cuda tests/cuda
+	$(BIN)/python -m benchmarks.layers --device cuda
+
+docs: $(VENV)/.docs  ## build the documentation into site/
+	$(BIN)/python -m mkdocs build --strict
+
+tables: $(VENV)/.core  ## rewrite the tables of README and docs that are generated from declarations and results
+	$(BIN)/python -m scripts.tables
+
+clean:  ## remove environment and builds; runs and results stay
+	rm -rf $(VENV) site build dist .pytest_cache .ruff_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c "import sys; sys.exit(None if sys.version_info >= (3, 11) else \
+	'heedful needs Python 3.11 or newer; this is %d.%d. Try make PYTHON=python3.11 ...' % sys.version_info[:2])"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e ".[dev]"
+	@touch $@ $(VENV)/.core
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP_INSTALL) -e ".[docs]"
+	@touch $@ $(VENV)/.core

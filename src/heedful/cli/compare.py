@@ -1,0 +1,47 @@
+"""`heedful compare`: several mechanisms under equal budgets, and a report that says which is better and how surely."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train the arms of a recipe under equal budgets and write a report.
+
+    The folder keeps everything that is finished: the same command goes on where it was stopped. A value of the recipe
+    can be changed
+    by its dotted name, such as --train.steps 50 or --arms.boosted.learning_rates "[1e-3, 2e-3]".
+    """
+
+    recipe: Annotated[Path, tyro.conf.Positional]
+    """Recipe in TOML, such as recipes/demo.toml, or the recipe.json of an earlier comparison."""
+
+    folder: Path | None = None
+    """Where runs, result.json and report.html go; runs/RECIPE-NAME by default."""
+
+    dry_run: bool = False
+    """Check everything, build the token shards, list what would run and stop."""
+
+    def run(self, overrides: dict[str, Any]) -> None:
+        """Run the comparison, print its table and where the report is."""
+        from heedful.study.compare import load_result, run_comparison
+        from heedful.study.plan import make_plan
+        from heedful.study.recipe_file import load_recipe
+        from heedful.study.table import render_terminal
+
+        recipe = load_recipe(self.recipe, overrides)
+        if self.dry_run:
+            for line in make_plan(recipe, lambda line: print(line, file=sys.stderr)).lines():
+                print(line)
+            return
+        folder = self.folder or Path("runs") / recipe.name
+        page = run_comparison(recipe, folder)
+        render_terminal(load_result(folder))
+        print(f"\nReport: {page}\nTo go on or to see this table again: heedful {shlex.join(sys.argv[1:])}")
