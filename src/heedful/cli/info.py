@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Info:
     """Show versions, devices, backends and presets; with a preset, its layer, parameters and costs beside
-    standard's."""
+    standard's.
+    """
 
     preset: Annotated[str | None, tyro.conf.Positional] = None
     """A preset or a sum, such as boosted+nonlinear-query+multi-token."""

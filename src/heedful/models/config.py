@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from heedful.nn.config import AttentionConfig
 from heedful.nn.presets import attention_config
-from heedful.schema import did_you_mean
+from heedful.schema import check_choices, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,7 @@ class DecoderConfig:
     scale_residual_init: bool = False
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("vocab_size", "num_layers", "max_positions", "intermediate_size"):
             size = getattr(self, name)
             if size is not None and size < 1:

@@ -79,6 +79,8 @@ class DecoderLM(nn.Module):
             id(layer) for block in self.block_list for layer in (block.attention.o_proj, block.feed_forward.down_proj)
         }
         for module in self.modules():
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+                module.reset_parameters()
             if isinstance(module, nn.Linear | nn.Embedding):
                 scaled = self.config.scale_residual_init and id(module) in outputs
                 divisor = math.sqrt(2 * self.config.num_layers) if scaled else 1.0
@@ -118,9 +120,14 @@ class DecoderLM(nn.Module):
             logits (B, T, vocab_size), and the next state (None when `state` was None).
 
         Raises:
-            ValueError: more positions than max_positions, or a mask for another length.
+            ValueError: more positions than max_positions, or a mask for another length or batch.
         """
+        if tokens.dim() != 2:
+            raise ValueError(f"tokens must have shape (batch, sequence), got {tuple(tokens.shape)}.")
         past = 0 if state is None else state.length
+        if mask is not None:
+            mask.check(tokens.shape[1], past + tokens.shape[1], is_causal=True)
+            mask.check_batch(tokens.shape[0])
         if past + tokens.shape[1] > self.config.max_positions:
             raise ValueError(
                 f"the model has max_positions = {self.config.max_positions}, got {past + tokens.shape[1]}; "
@@ -196,13 +203,12 @@ def load_decoder(folder: str | Path, device: str | torch.device = "cpu") -> Deco
     with torch.device("meta"):
         model = DecoderLM(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items() if tensor.is_floating_point()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(
                 f"{folder / 'model.safetensors'} does not fit its config.json: {name} should have shape "
-                f"{expected.get(name)}, "
-                f"found {found.get(name)}."
+                f"{expected.get(name)} of floating type, found {found.get(name)}."
             )
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():  # assign=True keeps the tensors' own flag

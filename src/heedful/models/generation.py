@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from heedful.ops.masks import AttentionMask
+from heedful.ops.shapes import compute_dtype
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -55,7 +56,7 @@ def generate(
         for _ in range(max_new_tokens):
             mask = None if key_padding is None else AttentionMask(key_padding=key_padding)
             logits, state = model(new, mask, state)
-            new = _choose(logits[:, -1].float(), temperature, top_k, top_p, generator)[:, None]
+            new = _choose(logits[:, -1].to(compute_dtype(logits.dtype)), temperature, top_k, top_p, generator)[:, None]
             if end_token is not None:
                 new = new.masked_fill(finished[:, None], end_token)
                 finished = finished | (new[:, 0] == end_token)
@@ -107,8 +108,8 @@ def _choose(
         return logits.argmax(-1)
     logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        bound = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < bound, float("-inf"))
+        kept = logits.topk(top_k, dim=-1)  # exactly k, also where logits are equal
+        logits = torch.full_like(logits, float("-inf")).scatter(-1, kept.indices, kept.values)
     if top_p is not None and top_p < 1.0:
         ordered, order = logits.softmax(-1).sort(dim=-1, descending=True)
         before = ordered.cumsum(-1) - ordered  # what the likelier tokens already reach

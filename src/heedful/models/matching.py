@@ -25,8 +25,7 @@ def match_parameters(config: DecoderConfig, target: int, vary: Dimension = "widt
         config: the model to resize, usually a standard one.
         target: total number of parameters, embeddings included.
         vary: "width" (hidden size, in steps that 4 and the heads divide; the feed-forward layer keeps its ratio),
-            "feed-forward"
-            (intermediate size, in steps of 1) or "depth" (number of layers).
+            "feed-forward" (intermediate size, in steps of 1) or "depth" (number of layers).
 
     Raises:
         ValueError: a target that even the smallest such model exceeds by far, or a model whose dimension cannot vary.
