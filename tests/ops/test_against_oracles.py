@@ -96,6 +96,10 @@ def test_standard_attention_equals_the_definition(backend, scene, groups):
     key_heads=st.sampled_from([1, 2, 4]),
 )
 def test_multi_token_attention_equals_the_definition(scene, kernel, post_kernel, group, parts, exact, key_heads):
+    check_multi_token(scene, kernel, post_kernel, group, parts, exact, key_heads)
+
+
+def check_multi_token(scene, kernel, post_kernel, group, parts, exact, key_heads):
     tensors, generator = draw_tensors(scene, 4, key_heads)
     shapes = {
         "kq_pre": (4, *kernel),
@@ -118,6 +122,45 @@ def test_multi_token_attention_equals_the_definition(scene, kernel, post_kernel,
     arrays = {name: tensor.numpy() for name, tensor in given_parts.items()}
     function = lambda q, k, v, row: oracles.multi_token(q, k, v, row, exact=exact, **arrays)[0]  # noqa: E731
     assert_close(output, expected(scene, tensors, function))
+
+
+def dense_case(seed):
+    """A case in which everything that can interact does: no size of one, borders and padding inside the text."""
+    random = np.random.default_rng(seed)
+    keys = int(random.integers(6, 10))
+    scene = {
+        "queries": int(random.integers(3, keys + 1)),
+        "keys": keys,
+        "batch": 2,
+        "is_causal": bool(random.random() < 0.7),
+        "window": int(random.integers(2, 6)) if random.random() < 0.4 else None,
+        "real": (random.random((2, keys)) < 0.8).tolist() if random.random() < 0.5 else None,
+        "documents": np.sort(random.integers(0, 3, (2, keys)), axis=1).tolist() if random.random() < 0.6 else None,
+        "seed": seed,
+    }
+    kernels = [tuple(int(size) for size in random.integers(2, (4, 6))) for _ in range(2)]
+    group = int(random.choice([1, 2, 4]))
+    parts = [bool(random.random() < 0.6) for _ in range(4)]
+    if not any(parts[:2]):
+        parts[seed % 2] = True
+    return scene, kernels, group, parts, bool(seed % 2), int(random.choice([1, 2, 4]))
+
+
+@pytest.mark.parametrize("seed", range(48))
+def test_multi_token_attention_equals_the_definition_where_everything_interacts(seed):
+    scene, (kernel, post_kernel), group, parts, exact, key_heads = dense_case(seed)
+    check_multi_token(scene, kernel, post_kernel, group, parts, exact, key_heads)
+
+
+def test_the_dense_cases_hold_every_pair_of_features():
+    cases = [dense_case(seed) for seed in range(48)]
+    for convolution in (0, 1):
+        for exact in (False, True):
+            for feature in ("window", "real", "documents"):
+                assert any(
+                    scene[feature] is not None and parts[convolution] and is_exact == exact
+                    for scene, _, _, parts, is_exact, _ in cases
+                )
 
 
 @settings(max_examples=40, deadline=None)
