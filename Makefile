@@ -15,7 +15,7 @@ demo: $(VENV)/.core  ## compare seven mechanisms on real text, then two on find-
 	$(BIN)/heedful compare recipes/demo-find-the-block.toml
 
 test: $(VENV)/.dev  ## run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev  ## style, formatting and types
 	$(BIN)/ruff check .

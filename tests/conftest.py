@@ -1,4 +1,4 @@
-"""Set-up of all tests: helper modules beside this file, two threads, hypothesis without a clock."""
+"""Set-up of all tests: helper modules beside this file, one thread, hypothesis without a clock."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tensors are tiny, and two test processes share two cores
 settings.register_profile("heedful", deadline=None, derandomize=True)
 settings.load_profile("heedful")
 
