@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from heedful.nn.config import AttentionConfig
 from heedful.nn.presets import attention_config
 from heedful.ops.backends import Choice
@@ -30,6 +32,4 @@ def explain(config: AttentionConfig | str, *, training: bool = False, backend: s
         config = attention_config(config, hidden_size=64, num_heads=4)
     if backend is None:
         return config.choose_backend(training=training)
-    from dataclasses import replace
-
     return replace(config, backend=backend).choose_backend(training=training)

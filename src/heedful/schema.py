@@ -6,7 +6,7 @@ that a checkpoint's configuration can be read wherever torch alone is installed.
 
 A field may be a scalar (bool, int, float, str), a `Literal`, a nested dataclass, an optional or a union of these, a
 `tuple[X, ...]` or a `dict[str, X]`. A union of several dataclasses is told apart by its `kind` field, a
-`Literal` with one value and a default.
+`Literal` with one value and a default. TOML cannot write None: where a field may be None and no text, "none" says it.
 """
 
 from __future__ import annotations
@@ -72,6 +72,17 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "") -> T
         raise ValueError(f"{place}: {error}" if where else str(error)) from error
 
 
+def check_choices(value: Any) -> None:
+    """Refuse a dataclass whose `Literal` fields hold anything else; for `__post_init__`, which no recipe has checked.
+
+    Raises:
+        ValueError: with the field, its choices and what came.
+    """
+    for name, hint in _type_hints(type(value)).items():
+        if any(typing.get_origin(option) is Literal for option in (hint, *typing.get_args(hint))):
+            _convert(hint, getattr(value, name), name)
+
+
 @functools.cache
 def _type_hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
@@ -120,7 +131,7 @@ def _convert_scalar(hint: Any, value: Any, place: str) -> Any:
 
 
 def _convert_union(options: tuple[Any, ...], value: Any, place: str) -> Any:
-    if value is None and type(None) in options:
+    if type(None) in options and (value is None or (value == "none" and not any(map(_takes_none_as_text, options)))):
         return None
     options = tuple(option for option in options if option is not type(None))
     classes = [option for option in options if dataclasses.is_dataclass(option)]
@@ -140,11 +151,16 @@ def _convert_union(options: tuple[Any, ...], value: Any, place: str) -> Any:
             return _convert(option, value, place)
         except ValueError as error:
             errors.append(error)
-    if isinstance(value, Mapping) and classes:  # the only table that could be meant: its own message is the useful one
-        raise errors[options.index(classes[0])]
+    meant = classes if isinstance(value, Mapping) else [o for o in options if typing.get_origin(o) is tuple]
+    if isinstance(value, (Mapping, list)) and len(meant) == 1:  # what could be meant: its own message is the useful one
+        raise errors[options.index(meant[0])]
     raise (
         errors[0] if len(errors) == 1 else ValueError("; or ".join(str(error).rstrip(".") for error in errors) + ".")
     )
+
+
+def _takes_none_as_text(option: Any) -> bool:
+    return option is str or "none" in typing.get_args(option)
 
 
 def _kind(cls: Any) -> Any:

@@ -15,40 +15,53 @@ from torch import Tensor
 Parameters = Mapping[str, Tensor]
 
 
+def _renamed(name: str, renamed: Mapping[str, str]) -> str:
+    """Return our name of an official parameter, `module.kind` with the module looked up."""
+    module, _, kind = name.rpartition(".")
+    if module not in renamed or kind not in ("weight", "bias"):
+        raise ValueError(
+            f"unknown parameter {name!r}; expected weights and biases of {', '.join(renamed)}: give the parameters of "
+            f"one attention layer, without its prefix in the model."
+        )
+    return f"{renamed[module]}.{kind}"
+
+
 def from_boosted(parameters: Parameters) -> dict[str, Tensor]:
     """Convert boosted, standard or twicing attention of the boosted paper (fused q|k|v rows, bias=True).
 
-    Configuration: `attention_config("boosted" | "boosted-input-kv" | "standard" | "twicing", bias=True, ...)`; the number of
-    rounds follows from the names `W_qkvs.m` (or `W_qkv` for one round).
+    Configuration: one of the presets "boosted", "boosted-input-kv", "standard" and "twicing" with bias=True; the number
+    of rounds follows from the names `W_qkvs.m` (or `W_qkv` for one round).
     """
     state: dict[str, Tensor] = {}
-    rounds = sum(name.startswith("W_qkvs.") and name.endswith(".weight") for name in parameters)
-    fused = ["W_qkv"] if rounds == 0 else [f"W_qkvs.{m}" for m in range(rounds)]
-    for m, name in enumerate(fused):
-        for kind in ("weight", "bias"):
-            if f"{name}.{kind}" in parameters:
-                query, key, value = parameters[f"{name}.{kind}"].chunk(3, dim=0)
-                state[f"rounds.{m}.query.q_proj.{kind}"] = query
-                state[f"rounds.{m}.k_proj.{kind}"] = key
-                state[f"rounds.{m}.v_proj.{kind}"] = value
-    for m in range(1, rounds):
-        for kind in ("weight", "bias"):
-            if f"gates.{m - 1}.0.{kind}" in parameters:
-                state[f"gates.{m - 1}.proj.{kind}"] = parameters[f"gates.{m - 1}.0.{kind}"]
-    for kind in ("weight", "bias"):
-        if f"W_out.{kind}" in parameters:
-            state[f"o_proj.{kind}"] = parameters[f"W_out.{kind}"]
+    rounds = max(1, sum(name.startswith("W_qkvs.") and name.endswith(".weight") for name in parameters))
+    fused = {"W_qkv": "rounds.0", **{f"W_qkvs.{m}": f"rounds.{m}" for m in range(rounds)}}
+    renamed = {"W_out": "o_proj", **{f"gates.{m}.0": f"gates.{m}.proj" for m in range(rounds - 1)}}
+    for name, tensor in parameters.items():
+        module, _, kind = name.rpartition(".")
+        if module in fused:
+            parts = ("query.q_proj", "k_proj", "v_proj")
+            for part, rows in zip(parts, tensor.chunk(3, dim=0), strict=True):
+                state[f"{fused[module]}.{part}.{kind}"] = rows
+        else:
+            state[_renamed(name, renamed)] = tensor
     return state
 
 
 def from_boosted_retrieval(parameters: Parameters) -> dict[str, Tensor]:
     """Convert the boosted paper's synthetic module for `heedful.nn.BoostedRetrieval` with the same rounds and gate."""
     state: dict[str, Tensor] = {}
+    replaced = {
+        ".W_q.": ".q_proj.",
+        ".W_k.": ".k_proj.",
+        ".W_v.": ".v_proj.",
+        "gates.": "gate_networks.",
+        "gate_params.": "gate_logits.",
+    }
     for name, tensor in parameters.items():
-        for theirs, ours in (("W_q", "q_proj"), ("W_k", "k_proj"), ("W_v", "v_proj")):
-            name = name.replace(f".{theirs}.", f".{ours}.")
-        name = name.replace("gates.", "gate_networks.").replace("gate_params.", "gate_logits.")
-        state[name] = tensor
+        theirs = next((part for part in replaced if part in name), None)
+        if theirs is None and not name.endswith(".log_beta"):
+            raise ValueError(f"unknown parameter {name!r}; expected log_beta and names with {', '.join(replaced)}.")
+        state[name if theirs is None else name.replace(theirs, replaced[theirs])] = tensor
     return state
 
 
@@ -57,10 +70,9 @@ def from_nonlinear_query(
 ) -> dict[str, Tensor]:
     """Convert attention of the nonlinear-query paper's code.
 
-    Configurations: "original" is `LinearQuery()`, "identity" `IdentityQuery()`, "residual" `LinearQuery(anchor="identity",
-    gain=0.5)`, "residual_gelu" `NonlinearQuery()`. Their code puts the factor 1/2 of all but the first into the
-    scale; here it is
-    the query's gain and the scale stays 1/sqrt(head_dim).
+    Query configurations: "original" is `LinearQuery()`, "identity" `IdentityQuery()`, "residual_gelu"
+    `NonlinearQuery()`, and "residual" `LinearQuery(anchor="identity", gain=0.5)`. Their code puts the factor 1/2 of all
+    but the first into the scale; here it is the query's gain and the scale stays 1/sqrt(head_dim).
     """
     if mode not in ("original", "identity", "residual", "residual_gelu"):
         raise ValueError(f"mode must be 'original', 'identity', 'residual' or 'residual_gelu', got {mode!r}.")
@@ -80,7 +92,7 @@ def from_nonlinear_query(
             chunks = tensor.chunk(len(parts), dim=0)
             state.update({f"{part}.{kind}": chunk for part, chunk in zip(parts, chunks, strict=True)})
         else:
-            state[f"{renamed[module]}.{kind}"] = tensor
+            state[_renamed(name, renamed)] = tensor
     return state
 
 
@@ -90,8 +102,8 @@ def from_multi_token(
     """Convert attention of the multi-token paper's code, talking heads included.
 
     Configuration: `MultiTokenRule` with the parts that are present, kernel sizes as the official ones (see
-    `key_padding`), mixing
-    group sizes as the official matrices, `HeadOutput` if `subln` is present, rotary layout "interleaved".
+    `key_padding`), mixing group sizes as the official matrices, `HeadOutput` if `subln` is present, rotary layout
+    "interleaved".
 
     Official kernels are [H, 1, c_q, c_k] and official grouped head kernels are [group, in, out]; full mixing matrices
     are [out, in].
@@ -99,20 +111,18 @@ def from_multi_token(
     Args:
         parameters: official names and tensors.
         key_padding: the code's `pad_key`. "left" and "right" kernels cover c_k keys up to or from the key; here they
-            become the
-            middle-aligned kernels of 2 c_k - 1 keys with zeros on the other side, so configure `key_kernel_size=2 *
-            c_k - 1`.
+            become the middle-aligned kernels of 2 c_k - 1 keys with zeros on the other side, so configure
+            `key_kernel_size=2 * c_k - 1`.
     """
     if key_padding not in ("both", "left", "right"):
         raise ValueError(f"key_padding must be 'both', 'left' or 'right', got {key_padding!r}.")
     renamed = {
-        "wq.weight": "rounds.0.query.q_proj.weight",
-        "wk.weight": "rounds.0.k_proj.weight",
-        "wv.weight": "rounds.0.v_proj.weight",
-        "wo.weight": "o_proj.weight",
-        "subln.weight": "head_output.norm.weight",
-        "gate.weight": "head_output.gate.weight",
-        "gate.bias": "head_output.gate.bias",
+        "wq": "rounds.0.query.q_proj",
+        "wk": "rounds.0.k_proj",
+        "wv": "rounds.0.v_proj",
+        "wo": "o_proj",
+        "subln": "head_output.norm",
+        "gate": "head_output.gate",
     }
     state: dict[str, Tensor] = {}
     for name, tensor in parameters.items():
@@ -126,21 +136,21 @@ def from_multi_token(
         elif name in ("wpsm.weight", "wposm.weight"):
             state[f"rounds.0.rule.{'head_pre' if name == 'wpsm.weight' else 'head_post'}"] = tensor[None]
         else:
-            state[renamed[name]] = tensor
+            state[_renamed(name, renamed)] = tensor
     return state
 
 
 def from_differential(parameters: Parameters) -> dict[str, Tensor]:
-    """Convert differential attention, version 1, for `attention_config("differential", num_heads=2 * official
-    heads, ...)`."""
-    state: dict[str, Tensor] = {}
-    for name, tensor in parameters.items():
-        if name.startswith("lambda_"):
-            state[f"rounds.0.rule.{name}"] = tensor
-        elif name.startswith("subln."):
-            state[f"head_output.norm.{name.partition('.')[2]}"] = tensor
-        else:
-            module, _, kind = name.partition(".")
-            place = {"q_proj": "rounds.0.query.q_proj", "out_proj": "o_proj"}.get(module, f"rounds.0.{module}")
-            state[f"{place}.{kind}"] = tensor
-    return state
+    """Convert differential attention, version 1, for the preset "differential" with twice the official heads."""
+    renamed = {
+        "q_proj": "rounds.0.query.q_proj",
+        "k_proj": "rounds.0.k_proj",
+        "v_proj": "rounds.0.v_proj",
+        "out_proj": "o_proj",
+        "subln": "head_output.norm",
+    }
+    lambdas = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+    return {
+        f"rounds.0.rule.{name}" if name in lambdas else _renamed(name, renamed): tensor
+        for name, tensor in parameters.items()
+    }

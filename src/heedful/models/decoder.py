@@ -203,12 +203,12 @@ def load_decoder(folder: str | Path, device: str | torch.device = "cpu") -> Deco
     with torch.device("meta"):
         model = DecoderLM(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items() if tensor.is_floating_point()}
+    found = {name: tuple(t.shape) if t.is_floating_point() else t.dtype for name, t in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ValueError(
                 f"{folder / 'model.safetensors'} does not fit its config.json: {name} should have shape "
-                f"{expected.get(name)} of floating type, found {found.get(name)}."
+                f"{expected.get(name)}, found {found.get(name)}."
             )
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():  # assign=True keeps the tensors' own flag

@@ -165,6 +165,7 @@ class Attention(nn.Module):
     def _positions(x: Tensor, mask: AttentionMask, past: int) -> Tensor:
         length = x.shape[1]
         mask.check(length, past + length, is_causal=True)
+        mask.check_batch(x.shape[0])
         positions = mask.positions()
         if positions is None:
             return torch.arange(past, past + length, device=x.device)[None]

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from heedful.schema import check_choices
+
 
 @dataclass(frozen=True, kw_only=True)
 class Boosting:
@@ -39,6 +41,7 @@ class Boosting:
     gate_start: float = 0.0
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}.")
         if self.gate in ("vector", "head") and not self.gate_bias and self.gate_start != 0.0:

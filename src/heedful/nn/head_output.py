@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heedful.nn.differential import depth_lambda
+from heedful.schema import check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class HeadOutput:
     gate: Literal["none", "scalar", "elementwise"] = "none"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.depth_scale and self.gate != "none":
             raise ValueError("depth_scale and gate are alternatives in the published models; choose one of them.")
 

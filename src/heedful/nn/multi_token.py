@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from heedful.nn.score_rule import HeadLayout, LayerSizes, MapCost, PlainLayout, ScoreRule
 from heedful.ops.multi_token import multi_token_attention, multi_token_backends
+from heedful.schema import check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,7 @@ class MultiTokenRule(PlainLayout):
     convolution_offset: int = 2
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.query_kernel_size < 1 or self.key_kernel_size < 1:
             raise ValueError(f"kernel sizes must be at least 1, got {self.query_kernel_size} x {self.key_kernel_size}.")
         if self.convolution_every < 1 or not 0 <= self.convolution_offset < self.convolution_every:
@@ -188,5 +190,6 @@ class MultiTokenScores(ScoreRule):
             key_query_mask=self.key_query_mask,
             **options,
         )
-        kept = rows[:, :, rows.shape[2] - min(self.halo, rows.shape[2]) :] if self.halo else None
+        # A copy: a view would keep the queries of a whole prompt alive.
+        kept = rows[:, :, rows.shape[2] - min(self.halo, rows.shape[2]) :].clone() if self.halo else None
         return output[:, :, rows.shape[2] - query.shape[2] :], kept

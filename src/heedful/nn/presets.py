@@ -131,4 +131,10 @@ def attention_config(names: str = "standard", **fields: Any) -> AttentionConfig:
     for field in ("hidden_size", "num_heads"):
         if field not in fields:
             raise ValueError(f"attention_config needs {field}=..., which has no default.")
-    return AttentionConfig(**{**preset_sections(names), **fields})
+    sections = {**preset_sections(names), **fields}
+    try:
+        return AttentionConfig(**sections)
+    except ValueError as error:
+        if "+" not in names:
+            raise
+        raise ValueError(f"{names!r} does not fit: {error}") from error

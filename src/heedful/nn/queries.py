@@ -13,6 +13,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from heedful.schema import check_choices
+
 AnchorFit = Literal["exact", "slice", "tile"]
 
 
@@ -30,6 +32,9 @@ class LinearQuery:
     anchor: Literal["none", "identity"] = "none"
     gain: float = 1.0
     anchor_fit: AnchorFit = "exact"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def check(self, hidden_size: int, width: int) -> None:
         """Refuse widths that the anchor does not fit."""
@@ -58,6 +63,9 @@ class IdentityQuery:
     kind: Literal["identity"] = "identity"
     gain: float = 0.5
     anchor_fit: AnchorFit = "exact"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
 
     def check(self, hidden_size: int, width: int) -> None:
         """Refuse widths that the anchor does not fit."""
@@ -100,6 +108,7 @@ class NonlinearQuery:
     anchor_fit: AnchorFit = "exact"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if self.bottleneck is not None and self.bottleneck < 1:
             raise ValueError(f"bottleneck must be at least 1 or None, got {self.bottleneck}.")
 
@@ -130,7 +139,7 @@ def check_anchor(hidden_size: int, width: int, fit: AnchorFit) -> None:
     """
     if fit == "exact" and width != hidden_size:
         raise ValueError(
-            f"the identity needs num_heads * head_dim = hidden_size, got {width} and {hidden_size}; choose "
+            f"the identity needs query heads * head_dim = hidden_size, got {width} and {hidden_size}; choose "
             f"anchor_fit={'slice' if width < hidden_size else 'tile'!r}, or anchor 'linear' or 'none'."
         )
     if (fit == "slice" and width > hidden_size) or (fit == "tile" and width < hidden_size):
@@ -229,8 +238,16 @@ class SpanNorm(nn.Module):
     def __init__(self, kind: Literal["rms", "layer"], width: int, span: int, *, bias: bool, eps: float = 1e-5) -> None:
         super().__init__()
         self.kind, self.span, self.eps = kind, span, eps
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if bias and kind == "layer" else None
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width)) if bias and kind == "layer" else None
+        self.set_initial_values()
+
+    @torch.no_grad()
+    def set_initial_values(self) -> None:
+        """Set the gains to 1 and the biases to 0."""
+        self.weight.fill_(1.0)
+        if self.bias is not None:
+            self.bias.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise each span and apply the gains."""

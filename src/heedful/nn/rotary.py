@@ -20,8 +20,16 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from heedful.schema import check_choices
+
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"{name} must be above 0, got {number}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,9 @@ class LinearScaling:
 
     factor: float
     kind: Literal["linear"] = "linear"
+
+    def __post_init__(self) -> None:
+        _check_positive(factor=self.factor)
 
     def frequencies(self, theta: float, size: int) -> Tensor:
         """Return f_k, (size / 2,), float64."""
@@ -44,6 +55,9 @@ class NtkScaling:
 
     factor: float
     kind: Literal["ntk"] = "ntk"
+
+    def __post_init__(self) -> None:
+        _check_positive(factor=self.factor)
 
     def frequencies(self, theta: float, size: int) -> Tensor:
         """Return f_k, (size / 2,), float64."""
@@ -61,6 +75,11 @@ class YarnScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     kind: Literal["yarn"] = "yarn"
+
+    def __post_init__(self) -> None:
+        _check_positive(factor=self.factor, original_max_positions=self.original_max_positions)
+        if not self.beta_fast >= self.beta_slow > 0:
+            raise ValueError(f"beta_fast must be at least beta_slow > 0, got {self.beta_fast} and {self.beta_slow}.")
 
     def frequencies(self, theta: float, size: int) -> Tensor:
         """Return f_k, (size / 2,), float64."""
@@ -91,6 +110,12 @@ class Llama3Scaling:
     original_max_positions: int = 8192
     kind: Literal["llama3"] = "llama3"
 
+    def __post_init__(self) -> None:
+        _check_positive(factor=self.factor, original_max_positions=self.original_max_positions)
+        low, high = self.low_frequency_factor, self.high_frequency_factor
+        if not high > low > 0:
+            raise ValueError(f"high_frequency_factor must be above low_frequency_factor > 0, got {high} and {low}.")
+
     def frequencies(self, theta: float, size: int) -> Tensor:
         """Return f_k, (size / 2,), float64."""
         base = base_frequencies(theta, size)
@@ -118,6 +143,10 @@ class Rotary:
     layout: Literal["half", "interleaved"] = "half"
     scaling: LinearScaling | NtkScaling | YarnScaling | Llama3Scaling | None = None
 
+    def __post_init__(self) -> None:
+        check_choices(self)
+        _check_positive(theta=self.theta)
+
 
 def base_frequencies(theta: float, size: int) -> Tensor:
     """Return theta^(-2k/size) for k = 0 .. size/2 - 1, in float64."""
@@ -133,7 +162,7 @@ class RotaryEmbedding(nn.Module):
             raise ValueError(f"rotary positions turn pairs of features: head_dim must be even, got {head_dim}.")
         self.config, self.head_dim = config, head_dim
 
-    def tables(self, positions: Int[Tensor, "b n"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def tables(self, positions: Int[Tensor, "#b n"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cos and sin, (B or 1, 1, N, head_dim / 2); angles are computed in float64."""
         theta, scaling = self.config.theta, self.config.scaling
         size = self.head_dim
@@ -143,7 +172,7 @@ class RotaryEmbedding(nn.Module):
         return (angles.cos() * amplitude).to(dtype), (angles.sin() * amplitude).to(dtype)
 
     def forward(
-        self, query: Float[Tensor, "b h n d"], key: Float[Tensor, "b g n d"], positions: Int[Tensor, "b n"]
+        self, query: Float[Tensor, "b h n d"], key: Float[Tensor, "b g n d"], positions: Int[Tensor, "#b n"]
     ) -> tuple[Tensor, Tensor]:
         """Return query and key turned to their positions; computed in float32 (float64 for float64)."""
         wide = torch.float64 if query.dtype == torch.float64 else torch.float32

@@ -58,8 +58,12 @@ def differential_attention(
             f"differential attention pairs neighbouring sub-heads: query and key need an even number of heads, got "
             f"{tuple(query.shape)} and {tuple(key.shape)}."
         )
+    if tuple(factor.shape) not in ((), (query.shape[1] // 2,)):
+        raise ValueError(
+            f"factor must be one number or one per head, shape ({query.shape[1] // 2},), got {tuple(factor.shape)}."
+        )
     first, second = (query[:, 0::2], key[:, 0::2]), (query[:, 1::2], key[:, 1::2])
-    check_inputs(*first, value, dropout_p=dropout_p)
+    check_inputs(*first, value, mask=mask, dropout_p=dropout_p)
     mask = NO_MASK if mask is None else mask
     choice = choose_backend("differential", backend, differential_backends(dropout_p=dropout_p))
     factor = factor.reshape(-1, 1, 1).to(value.dtype) if choice.backend == "sdpa" else factor.reshape(-1, 1, 1)
@@ -107,7 +111,7 @@ def differential_attention_v2(
     Raises:
         ValueError: an odd number of query heads, groups that split a pair, or shapes that do not fit.
     """
-    if query.dim() != 4 or query.shape[1] % 2 or (query.shape[1] // 2) % key.shape[1]:
+    if query.dim() != 4 or key.dim() != 4 or query.shape[1] % 2 or (query.shape[1] // 2) % max(key.shape[1], 1):
         raise ValueError(
             f"differential attention v2 needs two query heads per head and key heads that divide the heads, got "
             f"query {tuple(query.shape)} and key {tuple(key.shape)}."

@@ -44,8 +44,8 @@ class AttentionMask:
     """
 
     window: int | None = None
-    key_padding: Bool[Tensor, "batch keys"] | None = None
-    document_ids: Int[Tensor, "batch keys"] | None = None
+    key_padding: Bool[Tensor, "#batch keys"] | None = None
+    document_ids: Int[Tensor, "#batch keys"] | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -67,6 +67,9 @@ class AttentionMask:
                 f"key_padding covers {padding.shape[1]} positions and document_ids {documents.shape[1]}; both must "
                 f"cover the keys."
             )
+        rows = {tensor.shape[0] for tensor in (padding, documents) if tensor is not None} - {1}
+        if len(rows) > 1:
+            raise ValueError(f"key_padding and document_ids must share their batch size or have 1, got {sorted(rows)}.")
 
     @classmethod
     def from_cumulative_lengths(
@@ -157,6 +160,14 @@ class AttentionMask:
             real = torch.nn.functional.pad(rows, (shift, 0), value=False)[:, :queries]
             joined = real if joined is None else real & joined
         return None if joined is None else joined[:, None, :, None]
+
+    def check_batch(self, batch: int) -> None:
+        """Refuse a batch of another size; one described row holds for any batch."""
+        for tensor in (self.key_padding, self.document_ids):
+            if tensor is not None and tensor.shape[0] not in (1, batch):
+                raise ValueError(
+                    f"the mask describes {tensor.shape[0]} rows but the batch has {batch}; it must have 1 or {batch}."
+                )
 
     def check(self, queries: int, keys: int, *, is_causal: bool) -> None:
         """Refuse lengths that do not fit this mask."""

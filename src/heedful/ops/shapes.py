@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from heedful.ops.masks import AttentionMask
+
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
 
-def check_inputs(query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float) -> None:
-    """Refuse tensors that are not (B, H, N, d), (B, G, M, d), (B, G, M, d_v) of one floating type.
+def check_inputs(query: Tensor, key: Tensor, value: Tensor, *, mask: AttentionMask | None, dropout_p: float) -> None:
+    """Refuse tensors that are not (B, H, N, d), (B, G, M, d), (B, G, M, d_v) of one floating type, and other batches'
+    masks.
 
     Raises:
         ValueError: with what was expected and what came.
@@ -37,12 +40,14 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float)
         raise ValueError(
             f"key and value must share heads and sequence, got {tuple(key.shape[1:3])} and {tuple(value.shape[1:3])}."
         )
-    if query.shape[1] % key.shape[1]:
+    if key.shape[1] == 0 or query.shape[1] % key.shape[1]:
         raise ValueError(
             f"the number of key/value heads must divide the query heads, got {key.shape[1]} and {query.shape[1]}."
         )
     if not 0.0 <= dropout_p < 1.0:
         raise ValueError(f"dropout_p must be in [0, 1), got {dropout_p}.")
+    if mask is not None:
+        mask.check_batch(query.shape[0])
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -65,7 +70,7 @@ def scaled_scores(
     return (query.to(wide) * factor) @ keys.transpose(-1, -2)
 
 
-def masked_softmax(logits: Float[Tensor, "b h n m"], visible: Bool[Tensor, "b 1 n m"]) -> Float[Tensor, "b h n m"]:
+def masked_softmax(logits: Float[Tensor, "b h n m"], visible: Bool[Tensor, "#b 1 n m"]) -> Float[Tensor, "b h n m"]:
     """Softmax over the visible keys; a row that sees nothing is zero, also in its gradient."""
     lowest = torch.finfo(logits.dtype).min  # not -inf: a row without visible keys must not become NaN
     return logits.masked_fill(~visible, lowest).softmax(-1).masked_fill(~visible, 0.0)

@@ -48,7 +48,7 @@ def standard_attention(
     Raises:
         ValueError: shapes, types, masks or backends that do not fit, with what was expected.
     """
-    check_inputs(query, key, value, dropout_p=dropout_p)
+    check_inputs(query, key, value, mask=mask, dropout_p=dropout_p)
     mask = NO_MASK if mask is None else mask
     choice = choose_backend("standard", backend, standard_backends(dropout_p=dropout_p))
     if choice.backend == "sdpa":

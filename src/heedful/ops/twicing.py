@@ -78,11 +78,12 @@ def twicing_step(
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b h n dv"], Float[Tensor, "b h m dv"]]:
     """Return `twicing_attention` and U (B, H, M, d_v), which the next step takes as `past_corrected`."""
-    check_inputs(query, key, value, dropout_p=dropout_p)
+    check_inputs(query, key, value, mask=mask, dropout_p=dropout_p)
     mask = NO_MASK if mask is None else mask
     batch, heads, queries, _ = query.shape
     keys, width = key.shape[2], value.shape[-1]
     past = keys - queries
+    mask.check(queries, keys, is_causal=True)
     given = None if past_corrected is None else tuple(past_corrected.shape)
     if given != (None if past == 0 else (batch, heads, past, width)) and not (
         past == 0 and given == (batch, heads, 0, width)

@@ -64,7 +64,7 @@ def multi_token_attention(
     Raises:
         ValueError: parameters whose shapes do not fit the heads, unknown mask forms, impossible backends.
     """
-    check_inputs(query, key, value, dropout_p=dropout_p)
+    check_inputs(query, key, value, mask=mask, dropout_p=dropout_p)
     heads = query.shape[1]
     for name, kernel in (("kq_pre", kq_pre), ("kq_post", kq_post)):
         if kernel is not None and (kernel.dim() != 3 or kernel.shape[0] != heads or 0 in kernel.shape):

@@ -55,7 +55,7 @@ def convolve_map(
     attention_map: Float[Tensor, "b h n m"],
     kernel: Float[Tensor, "h cq ck"],
     mask: AttentionMask,
-    visible: Bool[Tensor, "b 1 n m"],
+    visible: Bool[Tensor, "#b 1 n m"],
     *,
     exact_mask: bool,
 ) -> Float[Tensor, "b h n m"]:

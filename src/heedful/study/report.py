@@ -1,0 +1,206 @@
+"""`report.html`: one self-contained page that says which arm is better, by how much, how surely and at what cost.
+
+The page is made from the result alone, so `heedful.study` can draw it again from `result.json` at any time. It loads
+nothing: styles and figures are inside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from heedful.study import plots
+from heedful.study.facts import limits, provenance, sample_note, setting
+from heedful.study.headline import headline
+from heedful.study.mechanism_plots import mechanism_pictures
+from heedful.study.svg import VARIABLES
+from heedful.study.table import columns, rows
+from heedful.study.wording import METRICS, NONE, count, metric_difference, metric_value, number_of, p_value, rate
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render_report(result: dict[str, Any]) -> str:
+    """Return the whole page as HTML."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    controls = [item for item in result["comparisons"] if item["kind"] == "control"]
+    return environment.get_template("report.html.j2").render(
+        title=result["title"] or result["name"],
+        result=result,
+        headline=headline(result),
+        columns=columns(result),
+        difference_column=len(result["metrics"]),
+        rows=rows(result),
+        table_notes=_table_notes(result),
+        swatches={name: f"var({VARIABLES[colour]})" for name, colour in plots.arm_colours(result).items()},
+        dashed={arm["name"]: bool(arm["match"]) for arm in result["arms"]},
+        figures=_figures(result),
+        mechanisms=_mechanisms(result),
+        first_seed=f"seed {result['recipe']['seeds'][0]}",
+        samples=[{"arm": arm["name"], **arm["sample"]} for arm in result["arms"] if arm["sample"]],
+        sample_note=sample_note(result),
+        setting=setting(result),
+        arm_details=[_arm_details(arm) for arm in result["arms"]],
+        run_columns=["arm", "seed", "learning rate", "steps", "best step", "best validation loss"]
+        + [METRICS[key]["name"] for key in result["metrics"]]
+        + ["tokens / s", "minutes", "remarks"],
+        run_rows=[_run_row(run, result) for run in result["runs"]],
+        controls=[_control_row(item) for item in controls],
+        provenance=provenance(result),
+        recipe_text=json.dumps(result["recipe"], indent=2, ensure_ascii=False),
+        limits=limits(result),
+        footer=f"Written {result['written']} by heedful {result['heedful']}. The same numbers are in result.json.",
+    )
+
+
+def _figures(result: dict[str, Any]) -> list[dict[str, Any]]:
+    metric = result["metrics"][0]
+    name, baseline = METRICS[metric]["name"], result["baseline"]
+    everyone = [arm["name"] for arm in result["arms"]]
+    figures = []
+    if any(item["mean"] is not None and item["kind"] == "baseline" for item in result["comparisons"]):
+        tested = any(item["low"] is not None for item in result["comparisons"])
+        bars = (
+            "the bars are 95 % intervals (Student's t on the paired differences)"
+            if tested
+            else "there are no intervals"
+        )
+        figures.append(
+            {
+                "title": f"Difference to {baseline}",
+                "svg": plots.differences(result, metric),
+                "caption": f"Diamonds are means over seeds, light dots single seeds, {bars}.",
+                "legend": [],
+            }
+        )
+        figures.append(
+            {
+                "title": "Quality against cost",
+                "svg": plots.quality_against_cost(result, metric),
+                "caption": f"Lower left is better: {name} (mean, one standard deviation over seeds) against what the "
+                "arm costs. Squares are controls.",
+                "legend": everyone,
+            }
+        )
+    figures.append(
+        {
+            "title": "Validation during training",
+            "svg": plots.validation_curves(result),
+            "caption": "Means over seeds; light lines are single seeds. The axes leave out the first tenth of the "
+            "steps. Below zero on the right is better than the baseline at the same step.",
+            "legend": everyone,
+        }
+    )
+    swept = [arm["name"] for arm in result["arms"] if len(arm["sweep"]) > 1]
+    if swept:
+        edges = [arm["learning_rate_note"] for arm in result["arms"] if arm["learning_rate_note"]]
+        figures.append(
+            {
+                "title": "Learning rates",
+                "svg": plots.learning_rate_sweep(result),
+                "caption": "Each learning rate was tried with the first seed; the one with the lowest validation loss "
+                f"(ringed) was then used for every seed. {' '.join(edges)}",
+                "legend": swept,
+            }
+        )
+    return figures
+
+
+def _mechanisms(result: dict[str, Any]) -> list[dict[str, Any]]:
+    mechanisms = []
+    for arm in result["arms"]:
+        pictures = mechanism_pictures(arm["name"], arm["diagnostics"]) if arm["diagnostics"] else []
+        for picture in pictures:
+            box = re.search(r'viewBox="0 0 ([\d.]+)', picture["svg"])
+            picture["width"] = box.group(1) if box else "420"
+        if pictures:
+            mechanisms.append({"arm": arm["name"], "pictures": pictures})
+    return mechanisms
+
+
+def _table_notes(result: dict[str, Any]) -> list[str]:
+    seeds = number_of(len(result["recipe"]["seeds"]), "seed")
+    metric = METRICS[result["metrics"][0]]
+    notes = [
+        f"Means over {seeds} ± the sample standard deviation (n - 1). Differences are paired by seed: every arm sees "
+        "the same batches in the same order under the same seed. In the difference column green is better and red is "
+        "worse, where the corrected p-value is below 0.05."
+    ]
+    if result["tests"]:
+        notes.append(
+            f"p: two-sided paired t-test on {metric['name']}. Below it the same p-value after Holm's correction for "
+            f"{number_of(result['tests'], 'test')}, all of this report (arms against the baseline and against their "
+            "controls). Intervals are not corrected."
+        )
+    if "error" in result["metrics"]:
+        notes.append(
+            "The Wilson interval pools the seeds: it covers the choice of test samples, not the spread between seeds."
+        )
+    notes.append(
+        "Multiply-adds: forward pass, whole context, output layer included. KV cache: what one more token adds to the "
+        "decoding state of all layers in float32. Peak memory: weights, optimiser state and one training step. "
+        "Small numbers: ratio to the baseline."
+    )
+    return notes
+
+
+def _arm_details(arm: dict[str, Any]) -> dict[str, Any]:
+    shape = arm["shape"]
+    return {
+        "name": arm["name"],
+        "cells": [
+            arm["attention_label"],
+            shape["hidden_size"],
+            shape["num_layers"],
+            shape["intermediate_size"],
+            f"{arm['parameters']:,}",
+            f"{arm['parameters_without_embeddings']:,}",
+            f"{arm['steps']:,}",
+            count(arm["training_multiply_adds"]),
+            NONE if arm["learning_rate"] is None else rate(arm["learning_rate"]),
+            "; ".join(arm["notes"]),
+        ],
+    }
+
+
+def _run_row(run: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    test = run["test"] or {}
+    remark = run["message"] or ("" if run["chosen"] else "learning-rate sweep only, not tested")
+    loss = run["best"].get("val/loss") if run["best"] else None
+    return {
+        "arm": run["arm"],
+        "status": run["status"],
+        "cells": [
+            run["seed"],
+            rate(run["learning_rate"]),
+            run["steps"],
+            NONE if run["best_step"] is None else run["best_step"],
+            NONE if loss is None else f"{loss:.4f}",
+            *(metric_value(key, test.get(key)) for key in result["metrics"]),
+            count(run["tokens_per_second"]),
+            NONE if run["seconds"] is None else f"{run['seconds'] / 60:.1f}",
+            remark,
+        ],
+    }
+
+
+def _control_row(item: dict[str, Any]) -> dict[str, Any]:
+    metric = item["metric"]
+    low, high = (metric_difference(metric, item[key]) for key in ("low", "high"))
+    return {
+        "arm": item["arm"],
+        "cells": [
+            item["reference"],
+            METRICS[metric]["name"],
+            metric_difference(metric, item["mean"]),
+            NONE if item["low"] is None else f"{low} to {high}",
+            item["note"] or p_value(item["p_value"]),
+            p_value(item["p_holm"]),
+        ],
+    }

@@ -1,0 +1,243 @@
+"""What is trained on and tested on: the one place where a comparison knows its task.
+
+A workload gives the batches of a seed, the metrics on the validation and on the test split, the tokens to probe a model
+with and, for text, a sample. Validation decides about checkpoints and learning rates; the test split is read once, at
+the end of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from heedful.data import LanguageModelBatches, TokenDataset, TrainingData, prepare
+from heedful.study.recipe import FindTheBlockTask, LanguageModellingTask, Recipe
+from heedful.tasks.find_the_block import (
+    VOCAB_SIZE,
+    FindTheBlockData,
+    FindTheBlockResult,
+    evaluate_find_the_block,
+    to_text,
+)
+from heedful.train.device import resolve_device
+from heedful.train.evaluation import evaluate_perplexity
+
+if TYPE_CHECKING:
+    from heedful.models import DecoderLM
+
+PROBE_SEQUENCES = 4
+# Seed of find-the-block's validation samples; its test samples have the seed of the run, which is never this one.
+VALID_SEED = 1_000_000_007
+
+
+class Workload(Protocol):
+    """What a comparison needs to know of its task."""
+
+    vocab_size: int
+    metrics: tuple[str, ...]
+    curve: dict[str, Any]
+
+    def training_data(self, seed: int) -> TrainingData:
+        """Return the batches of `seed`, the same for every arm."""
+        ...
+
+    def validate(self, model: Any) -> dict[str, float]:
+        """Return metrics on the validation split, "val/loss" among them."""
+        ...
+
+    def test(self, model: DecoderLM, seed: int) -> dict[str, Any]:
+        """Return the test metrics of the run of `seed` by the names in `metrics`, and what is needed to check them."""
+        ...
+
+    def probe_tokens(self) -> torch.Tensor:
+        """Return tokens (B, T) of the test split to look into a model with."""
+        ...
+
+    def sample(self, model: DecoderLM, seed: int) -> dict[str, str] | None:
+        """Return a prompt from the test split and the model's continuation, where the task has one."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what result.json says of task and data: `facts` for readers, hashes for checking."""
+        ...
+
+
+def open_workload(recipe: Recipe, report: Callable[[str], None]) -> Workload:
+    """Prepare the data of `recipe`, building token shards where they are not cached yet."""
+    if isinstance(recipe.task, FindTheBlockTask):
+        return FindTheBlockWorkload(recipe, recipe.task)
+    return LanguageModellingWorkload(recipe, recipe.task, prepare(recipe.data, report))
+
+
+class LanguageModellingWorkload:
+    """Next-token prediction on a corpus; tested by perplexity and bits per byte over the whole test split."""
+
+    metrics: tuple[str, ...] = ("perplexity", "bits_per_byte")
+
+    def __init__(self, recipe: Recipe, task: LanguageModellingTask, dataset: TokenDataset) -> None:
+        self.recipe, self.task, self.dataset = recipe, task, dataset
+        self.vocab_size = dataset.vocab_size
+        self.curve = {"key": "val/loss", "label": "validation loss (nats per token)"}
+        self._require_text()
+
+    def _require_text(self) -> None:
+        train, task = self.recipe.train, self.task
+        for split in (self.dataset.train, self.dataset.valid, self.dataset.test):
+            if split.num_tokens < train.context_length + 1:
+                raise ValueError(
+                    f"the {split.name} split has {split.num_tokens} tokens, fewer than one context of "
+                    f"{train.context_length}; use more text or a shorter train.context_length."
+                )
+        if task.prompt_tokens >= train.context_length:
+            raise ValueError(
+                f"task.prompt_tokens = {task.prompt_tokens} must be smaller than train.context_length = "
+                f"{train.context_length}."
+            )
+
+    def training_data(self, seed: int) -> TrainingData:
+        train = self.recipe.train
+        return LanguageModelBatches(
+            self.dataset.train,
+            context_length=train.context_length,
+            batch_size=train.batch_size,
+            seed=seed,
+            mask_documents=self.task.mask_documents,
+        )
+
+    def _perplexity(self, model: Any, split: Any) -> Any:
+        train = self.recipe.train
+        return evaluate_perplexity(
+            model,
+            split,
+            context_length=train.context_length,
+            batch_size=train.batch_size,
+            device=resolve_device(train.device),
+            precision=train.precision,
+            mask_documents=self.task.mask_documents,
+            end_of_text=self.dataset.tokenizer.end_of_text,
+        )
+
+    def validate(self, model: Any) -> dict[str, float]:
+        result = self._perplexity(model, self.dataset.valid)
+        return {
+            "val/loss": result.loss,
+            "val/perplexity": result.perplexity,
+            "val/bits_per_byte": result.bits_per_byte,
+        }
+
+    def test(self, model: DecoderLM, seed: int) -> dict[str, Any]:
+        result = self._perplexity(model, self.dataset.test)
+        return {
+            "perplexity": result.perplexity,
+            "bits_per_byte": result.bits_per_byte,
+            "loss": result.loss,
+            "tokens": result.tokens,
+            "bytes": result.bytes,
+            "context_rule": result.context_rule,
+        }
+
+    def probe_tokens(self) -> torch.Tensor:
+        length = self.recipe.train.context_length
+        tokens = self.dataset.test.tokens[: length * PROBE_SEQUENCES]
+        return torch.from_numpy(tokens[: len(tokens) // length * length].astype(np.int64)).view(-1, length)
+
+    def sample(self, model: DecoderLM, seed: int) -> dict[str, str] | None:
+        task, tokenizer = self.task, self.dataset.tokenizer
+        prompt = self._prompt()
+        room = model.config.max_positions - len(prompt)
+        device = next(model.parameters()).device
+        generator = torch.Generator(device).manual_seed(seed)
+        tokens = torch.tensor([prompt], device=device)
+        with torch.inference_mode():
+            longer = model.generate(
+                tokens, min(task.sample_tokens, room), temperature=task.temperature, generator=generator
+            )
+        ids = longer[0].tolist()
+        # Decoded together, because tokens may end inside a character.
+        before, text = tokenizer.decode(prompt), tokenizer.decode(ids)
+        return {"prompt": before, "text": text.removeprefix(before)}
+
+    def _prompt(self) -> list[int]:
+        """Take the opening of the first test document that is long enough, else of the split."""
+        split, length = self.dataset.test, self.task.prompt_tokens
+        starts = split.document_starts
+        ends = np.append(starts[1:], split.num_tokens)
+        long_enough = np.flatnonzero(ends - starts > length)
+        start = int(starts[long_enough[0]]) if len(long_enough) else 0
+        return split.tokens[start : start + length].astype(np.int64).tolist()
+
+    def describe(self) -> dict[str, Any]:
+        manifest = self.dataset.manifest
+        splits = {name: manifest["splits"][name] for name in ("train", "valid", "test")}
+        corpora = "; ".join(
+            f"{corpus['name']} ({corpus['description']}; {corpus['documents']:,} documents, "
+            f"{corpus['bytes'] / 1e6:.1f} MB)"
+            for corpus in manifest["corpora"]
+        )
+        sizes = ", ".join(f"{name} {split['tokens']:,} tokens" for name, split in splits.items())
+        tokenizer = f"{manifest['tokenizer']}, {manifest['vocab_size']:,} entries"
+        return {
+            "task": "language modelling",
+            "corpus": self.recipe.data.corpus,
+            "facts": [["text", corpora], ["splits", sizes], ["tokenizer", tokenizer]],
+            "corpus_sha256": manifest["corpus_sha256"],
+            "tokenizer_sha256": manifest["tokenizer_sha256"],
+            "tokens_sha256": {name: split["tokens_sha256"] for name, split in splits.items()},
+            "lossless": manifest["lossless"],
+        }
+
+
+class FindTheBlockWorkload:
+    """Find-the-block, its samples made from seeds; tested by the share of samples with any wrong token."""
+
+    metrics: tuple[str, ...] = ("error",)
+
+    def __init__(self, recipe: Recipe, task: FindTheBlockTask) -> None:
+        self.recipe, self.task = recipe, task
+        self.vocab_size = VOCAB_SIZE
+        self.curve = {"key": "val/error", "label": "validation error (%)"}
+
+    def training_data(self, seed: int) -> TrainingData:
+        return FindTheBlockData(self.task, seed, self.recipe.train.batch_size)
+
+    def _evaluate(self, model: Any, seed: int, num_samples: int) -> FindTheBlockResult:
+        train = self.recipe.train
+        device = resolve_device(train.device)
+        return evaluate_find_the_block(model, self.task, seed, num_samples, max(64, train.batch_size), device)
+
+    def validate(self, model: Any) -> dict[str, float]:
+        result = self._evaluate(model, VALID_SEED, self.task.num_valid_samples)
+        return {"val/loss": result.loss, "val/error": result.error}
+
+    def test(self, model: DecoderLM, seed: int) -> dict[str, Any]:
+        result = self._evaluate(model, seed, self.task.num_test_samples)
+        return {
+            "error": result.error,
+            "loss": result.loss,
+            "errors": round(result.error / 100 * result.num_samples),
+            "samples": result.num_samples,
+            "interval": list(result.confidence_interval),
+            "context_rule": "every test sample scored once, each token of the answer predicted after the true ones",
+        }
+
+    def probe_tokens(self) -> torch.Tensor:
+        return FindTheBlockData(self.task, VALID_SEED, PROBE_SEQUENCES).batch(0).tokens
+
+    def sample(self, model: DecoderLM, seed: int) -> dict[str, str] | None:
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        task = self.task
+        answer = {"all": "the whole block", "first": "its first letter", "last": "its last letter"}[task.answer]
+        example = FindTheBlockData(task, 0, 1).batch(0).tokens[0]
+        facts = [
+            ["task", f"find the one of {task.resolved_num_blocks} blocks of {task.block_length} letters that holds all "
+             f"{task.query_letters} letters of the query; the answer is {answer}"],
+            ["a sample", to_text(example)],
+            ["samples", f"{task.train_samples:,} for training, {task.num_valid_samples:,} for validation, "
+             f"{task.num_test_samples:,} for each seed's test"],
+        ]  # fmt: skip
+        return {"task": "find the block", "facts": facts}

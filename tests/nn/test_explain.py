@@ -1,0 +1,65 @@
+"""`explain`: which backend runs and why, and requests that cannot be obeyed."""
+
+import pytest
+import torch
+
+import heedful
+from heedful.nn import PRESETS, Attention, MultiTokenRule, attention_config
+
+NEEDS_THE_MAP = {"talking-heads", "multi-token", "multi-token-v1"}
+SIZES = {"hidden_size": 16, "num_heads": 4}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_auto_takes_the_fused_backend_unless_the_mechanism_needs_the_map(name):
+    choice = heedful.explain(name)
+    if name in NEEDS_THE_MAP:
+        assert choice.backend == "reference"
+        assert "sdpa cannot be used: convolutions and head mixing need the attention map" in choice.reason
+    else:
+        assert choice.backend == "sdpa"
+        assert "fastest exact backend" in choice.reason
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_backend_is_either_obeyed_or_refused_with_the_reason(name):
+    for backend in heedful.ops.BACKENDS:
+        try:
+            choice = heedful.explain(name, backend=backend)
+        except ValueError as error:
+            text = str(error)
+            assert backend in text
+            assert ("has no" in text and "it has" in text) or ("cannot run this call" in text and "Use 'auto'" in text)
+        else:
+            assert choice == (backend, "requested")
+            layer = Attention(attention_config(name, backend=backend, **SIZES))
+            assert layer(torch.randn(1, 3, 16))[0].shape == (1, 3, 16)
+
+
+def test_dropout_in_training_changes_the_choice_for_twicing_only_while_it_acts():
+    config = attention_config("twicing", dropout=0.1, **SIZES)
+    assert heedful.explain(config).backend == "sdpa"
+    choice = heedful.explain(config, training=True)
+    assert choice.backend == "reference"
+    assert "same dropped attention map" in choice.reason
+    assert heedful.explain("twicing", training=True).backend == "sdpa", "a preset alone has no dropout"
+
+
+def test_layers_without_convolutions_and_mixing_run_fused():
+    rule = MultiTokenRule(pre_mixing=None, post_mixing=None)
+    assert heedful.explain(attention_config(rule=rule, layer_index=1, **SIZES)).backend == "sdpa"
+    assert heedful.explain(attention_config(rule=rule, layer_index=2, **SIZES)).backend == "reference"
+
+
+def test_unknown_backends_and_presets_suggest_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown backend 'referense'\. Did you mean 'reference'"):
+        heedful.explain("standard", backend="referense")
+    with pytest.raises(ValueError, match=r"unknown preset 'twice' in 'twice'\. Did you mean 'twicing'"):
+        heedful.explain("twice")
+
+
+def test_no_possible_backend_lists_every_reason():
+    from heedful.ops.backends import choose_backend
+
+    with pytest.raises(ValueError, match=r"sdpa cannot be used: a; blockwise cannot be used: b"):
+        choose_backend("some", "auto", {"sdpa": "a", "blockwise": "b"})

@@ -1,0 +1,67 @@
+"""Decoding states are immutable values of the promised size: going back, branching, and counting their bytes."""
+
+import copy
+
+import pytest
+import torch
+from layers_for_nn import decode, layer_of, run, text
+
+from heedful.models import decoder_config
+from heedful.models.counting import cache_bytes_per_token, fixed_cache_bytes
+from heedful.nn import PRESETS, MultiTokenRule, Rotary
+from heedful.support import SUMS
+from tolerance import assert_close, largest_difference
+
+ALL = [*PRESETS, *SUMS]
+
+
+@pytest.mark.parametrize("names", ALL)
+def test_an_earlier_state_can_be_continued_twice(names):
+    """Speculation and rollback: reading on changes nothing about the state read from."""
+    layer = layer_of(names, rotary=Rotary(), num_kv_heads=2)
+    x, other = text(12), text(13)[:, :12]
+    _, state = decode(layer, x, [7])
+    before = copy.deepcopy([(r.key, r.value, r.memory) for r in state.rounds])
+    first, _ = decode(layer, x[:, 7:], [1, 1, 3], state)
+    decode(layer, other[:, 7:], [3, 2], state)
+    again, _ = decode(layer, x[:, 7:], [1, 1, 3], state)
+    assert largest_difference(first, again) == 0.0
+    for kept, (key, value, memory) in zip(state.rounds, before, strict=True):
+        for now, then in ((kept.key, key), (kept.value, value), (kept.memory, memory)):
+            assert (now is None) == (then is None)
+            assert now is None or torch.equal(now, then)
+    assert_close(first, run(layer, x)[:, 7:])
+
+
+@pytest.mark.parametrize("names", ALL)
+def test_a_state_holds_exactly_the_bytes_that_are_counted(names):
+    fields = {"hidden_size": 16, "num_heads": 4, "num_kv_heads": 2}
+    config = decoder_config(names, vocab_size=4, num_layers=3, max_positions=64, **fields)
+    for index in (1, 2):  # without and with convolutions
+        layer = layer_of(names, num_kv_heads=2, layer_index=index)
+        _, state = decode(layer, text(30, batch=3), [30])
+        one = decoder_config(names, vocab_size=4, num_layers=1, max_positions=64, **fields)
+        counted = 30 * cache_bytes_per_token(one, 8)
+        past_queries = fixed_cache_bytes(config, 8) if index == 2 else 0
+        assert state.nbytes() == 3 * (counted + past_queries)
+        assert state.length == 30
+
+
+def test_boosting_keeps_a_cache_per_round_twicing_one_more_stream_and_kernels_ten_queries():
+    fields = {"vocab_size": 4, "num_layers": 1, "max_positions": 64, "hidden_size": 64, "num_heads": 4}
+    standard = cache_bytes_per_token(decoder_config("standard", **fields))
+    assert standard == 2 * 64 * 4
+    assert cache_bytes_per_token(decoder_config("boosted", **fields)) == 2 * standard
+    assert cache_bytes_per_token(decoder_config("twicing", **fields)) == 3 * standard // 2
+    for names in ("differential", "differential-v2", "multi-token", "talking-heads", "nonlinear-query"):
+        assert cache_bytes_per_token(decoder_config(names, **fields)) == standard
+    everywhere = MultiTokenRule(convolution_every=1, convolution_offset=0)
+    assert fixed_cache_bytes(decoder_config(rule=everywhere, **fields)) == 10 * 64 * 4
+    assert fixed_cache_bytes(decoder_config("multi-token", **fields)) == 0, "layer 0 carries no kernels"
+    assert cache_bytes_per_token(decoder_config("standard", num_kv_heads=1, **fields), 2) == 2 * 16 * 2
+
+
+def test_a_call_without_a_state_returns_none():
+    layer = layer_of("multi-token")
+    assert layer(text())[1] is None
+    assert layer.empty_state().length == layer.empty_state().nbytes() == 0
