@@ -11,20 +11,25 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from heedful.files import write_text_atomically
+from heedful.study.headline import headline
+from heedful.study.table import columns, rows
 from heedful.support import support_table
 
 ROOT = Path(__file__).parent.parent
+COMPARISONS = ("demo", "demo-find-the-block", "wiki-10m-small")
 
 
 def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
     """Return the files with generated parts, and what belongs into each."""
     return {
-        ROOT / "README.md": {"support": lambda: support_table(details=False), "demo": demo_table},
+        ROOT / "README.md": {"support": lambda: support_table(details=False), "demo": lambda: comparison_table("demo")},
         ROOT / "docs/support.md": {"support": lambda: support_table(details=True)},
         ROOT / "docs/benchmarks.md": {"layers": benchmark_tables},
+        ROOT / "docs/results.md": {name: partial(comparison_table, name) for name in COMPARISONS},
     }
 
 
@@ -55,12 +60,20 @@ def benchmark_tables() -> str:
     return "\n".join(parts) + "\n"
 
 
-def demo_table() -> str:
-    """Return the table of the committed demo result."""
-    from heedful.study.table import markdown_table
-
-    result = json.loads((ROOT / "results/demo.json").read_text(encoding="utf-8"))
-    return markdown_table(result) + "\n"
+def comparison_table(name: str) -> str:
+    """Return headline and table of the committed comparison results/NAME.json, and where it comes from."""
+    result = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    headers = ["arm", *columns(result)]
+    lines = [f"| {' | '.join(headers)} |", "|---|" + "--:|" * (len(headers) - 1)]
+    for row in rows(result):
+        cells = [f"{cell.text}<br>{cell.remark}" if cell.remark else cell.text for cell in row.cells]
+        lines.append(f"| {row.arm} | {' | '.join(cells)} |")
+    commit = (result["commit"] or {}).get("commit", "unknown")[:10]
+    source = (
+        f"`{result['command']}`, {', '.join(result['machines'])}, {result['environment']['threads']} threads, commit "
+        f"{commit}, seeds {', '.join(map(str, result['recipe']['seeds']))}; all figures in `results/{name}.json`."
+    )
+    return "\n".join([" ".join(headline(result)), "", *lines, "", source]) + "\n"
 
 
 def render(text: str, name: str, content: str) -> str:

@@ -56,16 +56,17 @@ class Train:
         if name not in names:
             raise ValueError(f"{self.recipe} has no arm {name!r}.{did_you_mean(name, names)}")
         rates = recipe.rates(recipe.arm(name)) if self.learning_rate is None else (self.learning_rate,)
-        if len(rates) > 1:
+        learning_rate, *others = rates
+        if others:
             raise ValueError(
                 f"arm {name!r} has several learning rates, {list(rates)}; choose one with --learning-rate."
             )
         seed = recipe.seeds[0] if self.seed is None else self.seed
         plan = make_plan(recipe, print)
         planned = next(arm for arm in plan.arms if arm.name == name)
-        config = planned.train_config(rates[0], seed)
+        config = planned.train_config(learning_rate, seed)
         folder = self.folder or Path("runs") / f"{recipe.name}-{name}-seed-{seed}"
-        print(describe_arm(planned, rates[0], seed))
+        print(describe_arm(planned, learning_rate, seed))
         if self.dry_run:
             return
         torch.manual_seed(seed)
