@@ -112,6 +112,8 @@ def test_compare_leaves_a_report_and_is_quick_the_second_time(recipe, tmp_path, 
 def test_dotted_options_change_the_recipe(recipe, capsys):
     assert run("train", recipe, "--dry-run", "--train.steps", "9", "--train.batch_size=4") == 0
     assert "9 steps of 4 x 16 tokens" in capsys.readouterr().out
+    assert run("train", recipe, "--dry-run", "--recipe.seeds", "[5, 6]") == 0
+    assert "seed 5" in capsys.readouterr().out
 
 
 def test_info_shows_presets_and_costs(capsys):

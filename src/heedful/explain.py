@@ -23,7 +23,7 @@ def explain(config: AttentionConfig | str, *, training: bool = False, backend: s
     Raises:
         ValueError: an unknown preset or backend, or a backend that cannot run this layer, with the reason.
 
-    Example:
+    Examples:
         >>> from heedful import explain
         >>> explain("multi-token").backend
         'reference'

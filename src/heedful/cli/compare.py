@@ -17,7 +17,7 @@ class Compare:
 
     The folder keeps everything that is finished: the same command goes on where it was stopped. A value of the recipe
     can be changed
-    by its dotted name, such as --train.steps 50 or --arms.boosted.learning_rates "[1e-3, 2e-3]".
+    by its dotted name, such as --train.steps 50, --recipe.seeds "[1, 2]" or --arms.boosted.learning_rates "[1e-3, 2e-3]".
     """
 
     recipe: Annotated[Path, tyro.conf.Positional]

@@ -11,7 +11,8 @@ from heedful.study.recipe_file import parse_overrides
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Return the arguments without dotted options, and the dotted options' values by name.
 
-    `--a.b value` and `--a.b=value` are dotted options; a value is read as TOML where it is valid TOML, else as text.
+    `--a.b value` and `--a.b=value` are dotted options; a value is read as TOML where it is valid TOML, else as text. Keys at
+    the top of a recipe, such as `seeds`, are written `--recipe.seeds`.
 
     Raises:
         ValueError: a dotted option without a value.
@@ -24,7 +25,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]
             assignments.append(f"{waiting}={argument}")
             waiting = None
         elif argument.startswith("--") and "." in argument.partition("=")[0]:
-            name, equals, value = argument[2:].partition("=")
+            name, equals, value = argument[2:].removeprefix("recipe.").partition("=")
             if equals:
                 assignments.append(f"{name}={value}")
             else:

@@ -83,7 +83,7 @@ class Attention(nn.Module):
 
     Submodules: rounds[m] (`AttentionRound`), gates[m - 1] of the further rounds, head_output if configured, o_proj.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from heedful.nn import Attention, attention_config
         >>> layer = Attention(attention_config("boosted+multi-token", hidden_size=32, num_heads=4))
