@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from heedful.models.config import DecoderConfig
 from heedful.nn.attention import Attention
 from heedful.nn.config import AttentionConfig
+from heedful.nn.norms import RMSNorm
 from heedful.nn.state import AttentionState
 from heedful.ops.masks import AttentionMask
 
@@ -43,7 +44,7 @@ class SwigluFeedForward(nn.Module):
 def build_norm(config: DecoderConfig) -> nn.Module:
     """Return one of the decoder's norms."""
     if config.norm == "rms":
-        return nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        return RMSNorm(config.hidden_size, eps=config.norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.bias)
 
 

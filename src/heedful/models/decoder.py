@@ -79,7 +79,7 @@ class DecoderLM(nn.Module):
             id(layer) for block in self.block_list for layer in (block.attention.o_proj, block.feed_forward.down_proj)
         }
         for module in self.modules():
-            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             if isinstance(module, nn.Linear | nn.Embedding):
                 scaled = self.config.scale_residual_init and id(module) in outputs

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from heedful.nn.config import AttentionConfig
 from heedful.nn.head_output import HeadOutputSteps
+from heedful.nn.norms import RMSNorm
 from heedful.nn.rotary import RotaryEmbedding
 from heedful.nn.state import AttentionState, RoundState
 from heedful.ops.masks import NO_MASK, AttentionMask
@@ -40,8 +41,8 @@ class AttentionRound(nn.Module):
         self.query = config.query.build(config.hidden_size, config.query_width, sizes.head_dim, bias=config.bias)
         self.k_proj = nn.Linear(config.hidden_size, heads.key_heads * sizes.head_dim, bias=config.bias)
         self.v_proj = nn.Linear(config.hidden_size, heads.value_heads * heads.value_dim, bias=config.bias)
-        self.q_norm = nn.RMSNorm(sizes.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(sizes.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.q_norm = RMSNorm(sizes.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(sizes.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.rotary = None if config.rotary is None else RotaryEmbedding(config.rotary, sizes.head_dim)
         self.rule = config.rule.build(sizes)
 
@@ -55,9 +56,10 @@ class AttentionRound(nn.Module):
     ) -> tuple[Float[Tensor, "b n heads_width"], RoundState]:
         """Return the concatenated heads of the round, and its memory."""
         config, heads = self.config, self.config.heads
-        query = self.query(source).unflatten(-1, (heads.query_heads, -1)).transpose(1, 2)
         key = self.k_proj(kv_source).unflatten(-1, (heads.key_heads, -1)).transpose(1, 2)
         value = self.v_proj(kv_source).unflatten(-1, (heads.value_heads, -1)).transpose(1, 2)
+        # Under autocast a projection rounds and an identity query does not.
+        query = self.query(source).to(key.dtype).unflatten(-1, (heads.query_heads, -1)).transpose(1, 2)
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if self.rotary is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from heedful.nn.differential import depth_lambda
+from heedful.nn.norms import RMSNorm
 from heedful.schema import check_choices
 
 
@@ -43,7 +44,7 @@ class HeadOutputSteps(nn.Module):
 
     def __init__(self, config: HeadOutput, width: int, layer_index: int | None, eps: float) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=eps) if config.norm else None
+        self.norm = RMSNorm(width, eps=eps) if config.norm else None
         self.scale = 1.0 - depth_lambda(layer_index) if config.depth_scale else 1.0
         self.gate = None
         if config.gate != "none":

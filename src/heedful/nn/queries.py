@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from heedful.nn.norms import SpanNorm
 from heedful.schema import check_choices
 
 AnchorFit = Literal["exact", "slice", "tile"]
@@ -230,31 +231,6 @@ def fit_anchor(x: Tensor, width: int) -> Tensor:
     if x.shape[-1] < width:
         return x[..., torch.arange(width, device=x.device) % x.shape[-1]]
     return x[..., :width]
-
-
-class SpanNorm(nn.Module):
-    """LayerNorm or RMSNorm over consecutive spans of the last dimension, with gains (and biases) of the full width."""
-
-    def __init__(self, kind: Literal["rms", "layer"], width: int, span: int, *, bias: bool, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.kind, self.span, self.eps = kind, span, eps
-        self.weight = nn.Parameter(torch.empty(width))
-        self.bias = nn.Parameter(torch.empty(width)) if bias and kind == "layer" else None
-        self.set_initial_values()
-
-    @torch.no_grad()
-    def set_initial_values(self) -> None:
-        """Set the gains to 1 and the biases to 0."""
-        self.weight.fill_(1.0)
-        if self.bias is not None:
-            self.bias.zero_()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise each span and apply the gains."""
-        spans = x.unflatten(-1, (-1, self.span))
-        function = nn.functional.rms_norm if self.kind == "rms" else nn.functional.layer_norm
-        normed = function(spans, (self.span,), eps=self.eps).flatten(-2) * self.weight
-        return normed if self.bias is None else normed + self.bias
 
 
 def _norm(kind: Literal["rms", "layer", "none"], width: int, span: int, *, bias: bool) -> nn.Module:
