@@ -10,17 +10,9 @@ from tiny_models import config_of
 from heedful.models import DecoderConfig, decoder_config
 from heedful.nn import PRESETS, MultiTokenRule, Rotary, TwicingRule, YarnScaling, attention_config
 from heedful.schema import from_mapping, to_mapping
+from toml_values import as_toml
 
 SIZES = {"vocab_size": 50, "num_layers": 3, "max_positions": 8, "hidden_size": 16, "num_heads": 4}
-
-
-def as_toml(value):
-    """A TOML inline value; TOML has no null, so None is the word "none"."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {as_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(as_toml, value)) + "]"
-    return json.dumps("none" if value is None else value)
 
 
 @pytest.mark.parametrize("names", [*PRESETS, {0: "boosted+nonlinear-query", 2: "multi-token"}])

@@ -55,7 +55,9 @@ def test_the_end_token_finishes_its_row_and_fills_it_up():
     model = model_of()
     prompts = tokens_of(4, 6)
     free = model.generate(prompts, NEW)
-    end = int(free[0, 6])  # what the first row says third
+    # A token after which the first row, left alone, would go on to say something else.
+    first = free[0, 4:].tolist()
+    end = next(token for place, token in enumerate(first[:-1]) if set(first[place + 1 :]) - {token})
     result = model.generate(prompts, NEW, end_token=end)
     for row, freely in zip(result, free, strict=True):
         said = freely[4:].tolist()

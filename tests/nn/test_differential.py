@@ -100,9 +100,9 @@ def test_version_two_with_identical_pairs_is_scaled_standard(backend):
     assert_close(output, (1 - torch.sigmoid(logits))[..., None] * plain)
 
 
-def test_version_two_takes_its_factors_from_the_source_of_the_round():
-    """In a boosted layer the second round's factors come from the residual, as its queries do."""
-    layer, x = layer_of("boosted+differential-v2"), text()
+def test_version_two_takes_its_factors_from_where_its_queries_come_from():
+    """In a boosted layer the second round's factors come from the residual, also where its keys come from x."""
+    layer, x = layer_of("boosted-input-kv+differential-v2"), text()
     seen = []
     layer.rounds[1].rule.lambda_proj.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     run(layer, x)

@@ -139,6 +139,13 @@ def test_the_remembered_queries_suffice_and_none_is_superfluous(pre, post, halo,
     assert largest_difference(decode(layer, x[:, 8:], [1], shorter)[0], expected[:, :1]) > 1e-6
 
 
+def test_the_layer_passes_its_mask_form_on():
+    exact, double = (
+        layer_of("standard", rule=replace(kernels(True, False), key_query_mask=form)) for form in ("exact", "double")
+    )
+    assert largest_difference(run(exact, text()), run(double, text())) > 1e-3
+
+
 def test_a_kernel_of_one_row_and_a_layer_without_kernels_remember_no_queries():
     one_row = layer_of("standard", rule=kernels(True, True, c_q=1))
     without = layer_of("multi-token", layer_index=1)

@@ -24,6 +24,7 @@ from heedful.nn import (
 )
 from heedful.nn.presets import preset_sections
 from heedful.schema import from_mapping, to_mapping
+from toml_values import as_toml
 
 SIZES = {"hidden_size": 64, "num_heads": 4}
 PAIRS = [f"{a}+{b}" for a, b in itertools.combinations(PRESETS, 2)]
@@ -127,15 +128,6 @@ def test_repr_json_and_toml_rebuild_every_preset(names):
         plain = to_mapping(config)
         assert from_mapping(AttentionConfig, json.loads(json.dumps(plain))) == config
         assert from_mapping(AttentionConfig, tomllib.loads(f"layer = {as_toml(plain)}")["layer"]) == config
-
-
-def as_toml(value):
-    """A TOML inline value; TOML has no null, so None is the word "none"."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {as_toml(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(as_toml, value)) + "]"
-    return json.dumps("none" if value is None else value)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,13 @@ def test_a_second_round_brings_the_erased_part_back():
     assert largest_difference(retrieval(moved, patterns).output, retrieval(query, patterns).output) > 1e-3
 
 
+def test_further_rounds_query_with_the_residual():
+    retrieval, patterns, query = module(rounds=2, gate="none"), draw(4, 6), draw(2, 6)
+    first, second = retrieval.rounds
+    estimate = first(query, patterns)[0]
+    assert_close(retrieval(query, patterns).output, estimate + second(query - estimate, patterns)[0])
+
+
 def test_identity_projections_give_softmax_over_scaled_patterns():
     retrieval, patterns, query = module(rounds=1, beta=5.0), draw(4, 6), draw(2, 6)
     with torch.no_grad():

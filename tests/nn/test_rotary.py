@@ -148,12 +148,13 @@ def test_a_factor_of_one_changes_nothing():
 
 
 def test_bfloat16_heads_are_turned_in_float32():
-    x = torch.randn(1, 1, 4, 8).bfloat16()
+    x = torch.randn(1, 64, 4, 8).bfloat16()
     positions = torch.tensor([[100, 1001, 5003, 90001]])  # bfloat16 cannot even hold these positions
     rotary = RotaryEmbedding(Rotary(), 8)
     turned, exact = rotary(x, x, positions)[0], rotary(x.double(), x.double(), positions)[0]
     assert turned.dtype == torch.bfloat16
-    assert largest_difference(turned.double(), exact) <= float(exact.abs().max()) * 2**-8
+    # float32 steps round like exact ones but for values that lie within 2^-24 of the middle between two bfloat16.
+    assert float((turned != exact.bfloat16()).double().mean()) < 0.001
 
 
 def test_qk_norm_comes_before_the_rotation():

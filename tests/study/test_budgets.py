@@ -82,7 +82,11 @@ def test_a_control_follows_the_resized_arm_it_controls(tmp_path: Path) -> None:
 def test_a_hopeless_match_names_the_arm(tmp_path: Path) -> None:
     arms = [
         {"name": "standard"},
-        {"name": "vast", "model": {"hidden_size": 512}, "match": {"arm": "standard", "by": "parameters", "vary": "depth"}},
+        {
+            "name": "vast",
+            "model": {"hidden_size": 512},
+            "match": {"arm": "standard", "by": "parameters", "vary": "depth"},
+        },
     ]
     with pytest.raises(ValueError, match="arm 'vast'"):
         configs_of(recipe_from_mapping(recipe_table(tmp_path, arms=arms)), vocab_size=257)

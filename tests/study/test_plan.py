@@ -44,7 +44,10 @@ def test_planning_trains_and_writes_nothing_but_token_shards(tmp_path: Path) -> 
         ({"model": {"hidden_size": 16, "num_layer": 1, "num_heads": 2}}, "no field 'num_layer'. Did you mean"),
         ({"model": {"num_layers": 1, "num_heads": 2}}, "hidden_size"),
         ({"task": {"kind": "language-modelling", "prompt_tokens": 16}}, "prompt_tokens = 16 must be smaller"),
-        ({"arms": [{"name": "standard", "attention": "boosted+boosted"}]}, "arm 'standard': preset 'boosted' stands twice"),
+        (
+            {"arms": [{"name": "standard", "attention": "boosted+boosted"}]},
+            "arm 'standard': preset 'boosted' stands twice",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(tmp_path: Path, changes: dict, expected: str) -> None:
@@ -55,9 +58,9 @@ def test_what_cannot_work_is_refused_before_training(tmp_path: Path, changes: di
 
 def test_a_text_shorter_than_one_context_is_refused(tmp_path: Path) -> None:
     table = recipe_table(tmp_path)
-    table["train"] |= {"context_length": 4000}
+    table["train"] |= {"context_length": 8000}
     write_corpus(tmp_path)
-    with pytest.raises(ValueError, match="split has .* tokens, fewer than one context of 4000"):
+    with pytest.raises(ValueError, match=r"split has .* tokens, fewer than one context of 8000"):
         make_plan(recipe_from_mapping(table))
 
 

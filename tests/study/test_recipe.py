@@ -62,7 +62,11 @@ def test_a_recipe_is_read_with_defaults_and_rates_in_order(recipe_file: Path) ->
         ("steps = 10", "stepps = 10", r"tiny\.toml: recipe\.train: unknown key 'stepps'\. Did you mean 'steps'"),
         ("steps = 10", 'steps = "10"', r"tiny\.toml: recipe\.train\.steps: expected int"),
         ("steps = 10", "steps = 10\nseed = 1", r"train\.seed: not allowed here, it comes from the recipe's `seeds`"),
-        ("steps = 10", "steps = 10\noptimizer = { learning_rate = 1 }", r"train\.optimizer\.learning_rate: not allowed"),
+        (
+            "steps = 10",
+            "steps = 10\noptimizer = { learning_rate = 1 }",
+            r"train\.optimizer\.learning_rate: not allowed",
+        ),
         ("[1, 2, 3]", "[]", "seeds is empty"),
         ("[1, 2, 3]", "[1, 1]", "seed 1 is given more than once"),
         ("[1, 2, 3]", "[-1]", "must not be negative"),
@@ -76,7 +80,11 @@ def test_a_recipe_is_read_with_defaults_and_rates_in_order(recipe_file: Path) ->
         ('attention = "boosted"', "attention = 3", r"arms\[1\]\.attention: expected str"),
         ('attention = "boosted"', 'match = { arm = "boostd", by = "compute" }', "unknown arm 'boostd'. Did you mean"),
         ('attention = "boosted"', 'match = { arm = "boosted", by = "compute" }', "in a circle: boosted -> boosted"),
-        ('attention = "boosted"', 'match = { arm = "standard", by = "size" }', "expected one of 'parameters', 'compute'"),
+        (
+            'attention = "boosted"',
+            'match = { arm = "standard", by = "size" }',
+            "expected one of 'parameters', 'compute'",
+        ),
         ('name = "tiny"', 'name = "tiny"\ntask = "translation"', r"task\.kind: unknown or missing kind 'translation'"),
         ('name = "tiny"', 'name = "tiny"\nbudget = "time"', r"recipe\.budget: expected one of 'steps'"),
         ("[model]", "[model", r"tiny\.toml: no readable recipe"),
@@ -161,7 +169,9 @@ def test_find_the_block_knows_its_own_context_and_reads_no_corpus(tmp_path: Path
     table["train"].pop("context_length")
     recipe = recipe_from_mapping(table)
     assert isinstance(recipe.task, FindTheBlockTask)
-    assert recipe.train.context_length == recipe.task.context_length == 14  # BOS, 2 x "abc.", ab, abc: one is the target's
+    assert (
+        recipe.train.context_length == recipe.task.context_length == 14
+    )  # BOS, 2 x "abc.", ab, abc: one is the target's
     assert recipe_from_mapping(json.loads(json.dumps(recipe_mapping(recipe)))) == recipe
 
 

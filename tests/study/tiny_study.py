@@ -10,10 +10,14 @@ from heedful.study import Recipe
 from heedful.study.recipe_file import recipe_from_mapping
 
 
-def write_corpus(folder: Path, words: int = 6000) -> Path:
+def write_corpus(folder: Path, words: int = 3000) -> Path:
     """Write a text of made-up sentences, a paragraph a document, with a grammar that a model can learn something of."""
     random_words = random.Random(7)
-    subjects, verbs, objects = ("the cat", "a dog", "my aunt"), ("sees", "hears", "finds"), ("a bone", "the moon", "her hat")
+    subjects, verbs, objects = (
+        ("the cat", "a dog", "my aunt"),
+        ("sees", "hears", "finds"),
+        ("a bone", "the moon", "her hat"),
+    )
     lines, written = [], 0
     while written < words:
         sentence = " ".join(random_words.choice(part) for part in (subjects, verbs, objects)) + "."
@@ -41,6 +45,7 @@ def recipe_table(folder: Path, **changes: Any) -> dict[str, Any]:
             "cache_folder": str(folder / "cache"),
             "valid_fraction": 0.02,
             "test_fraction": 0.02,
+            "max_eval_tokens": 90,
         },
         "model": {"hidden_size": 16, "num_layers": 3, "num_heads": 2},
         "train": {

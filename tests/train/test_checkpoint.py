@@ -199,6 +199,14 @@ def test_another_model_is_refused(folder: Path) -> None:
         resume_with(folder, tiny_model(dropout=0.2))
 
 
+def test_a_model_with_another_mechanism_is_refused_in_a_readable_length(folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"'multi-token' there and 'standard' here; .*; and \d+ more\. Resume"
+    ) as error:
+        resume_with(folder, tiny_model("standard"))
+    assert len(str(error.value)) < 1000
+
+
 def test_the_configuration_in_the_checkpoint_is_compared_too(folder: Path) -> None:
     """config.json lies in the open; what counts is what the weights were trained with."""
     config = folder / "config.json"

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,17 @@ def test_the_commit_is_that_of_the_checkout_and_changes_make_it_dirty(tmp_path: 
     assert state["dirty"] is False
     file.write_text("two\n")
     assert git_state(file) == {"commit": state["commit"], "dirty": True}
+
+
+def test_importing_the_training_loads_nothing_it_may_not_need() -> None:
+    code = (
+        "import sys, heedful.train; "
+        "print(sorted({'rich', 'tensorboard', 'matplotlib', 'heedful.study', 'heedful.cli'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "[]\n"
+    assert done.stderr == ""
 
 
 def test_without_git_there_is_no_commit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,11 +119,5 @@ def test_a_pipe_gets_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
 
 
 def test_metrics_read_well() -> None:
-    metrics = {
-        "train/loss": 2.34567,
-        "lr": 0.000312345,
-        "tokens_per_second": 12345.6,
-        "val/loss": float("nan"),
-        "zero": 0,
-    }
-    assert format_metrics(metrics) == "train/loss 2.3457  lr 0.000312  tokens_per_second 12,346  val/loss nan  zero 0"
+    metrics = {"train/loss": 2.34567, "lr": 0.000312345, "speed": 12345.6, "val/perplexity": 123.456, "zero": 0.0}
+    assert format_metrics(metrics) == "train/loss 2.3457  lr 0.000312  speed 12,346  val/perplexity 123.5  zero 0"

@@ -7,7 +7,7 @@ sentence that names the file and the key. Everything that needs the data or a mo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from heedful.data.config import DataConfig
@@ -53,6 +53,11 @@ class FindTheBlockTask(FindTheBlockConfig):
         super().__post_init__()
         if self.num_valid_samples < 1 or self.num_test_samples < 1:
             raise ValueError("num_valid_samples and num_test_samples must be at least 1.")
+
+    @property
+    def samples(self) -> FindTheBlockConfig:
+        """What the samples are made from, without how many of them are scored."""
+        return FindTheBlockConfig(**{item.name: getattr(self, item.name) for item in fields(FindTheBlockConfig)})
 
 
 @dataclass(frozen=True, kw_only=True)

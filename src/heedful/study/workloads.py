@@ -201,12 +201,12 @@ class FindTheBlockWorkload:
         self.curve = {"key": "val/error", "label": "validation error (%)"}
 
     def training_data(self, seed: int) -> TrainingData:
-        return FindTheBlockData(self.task, seed, self.recipe.train.batch_size)
+        return FindTheBlockData(self.task.samples, seed, self.recipe.train.batch_size)
 
     def _evaluate(self, model: Any, seed: int, num_samples: int) -> FindTheBlockResult:
         train = self.recipe.train
         device = resolve_device(train.device)
-        return evaluate_find_the_block(model, self.task, seed, num_samples, max(64, train.batch_size), device)
+        return evaluate_find_the_block(model, self.task.samples, seed, num_samples, max(64, train.batch_size), device)
 
     def validate(self, model: Any) -> dict[str, float]:
         result = self._evaluate(model, VALID_SEED, self.task.num_valid_samples)
@@ -224,7 +224,7 @@ class FindTheBlockWorkload:
         }
 
     def probe_tokens(self) -> torch.Tensor:
-        return FindTheBlockData(self.task, VALID_SEED, PROBE_SEQUENCES).batch(0).tokens
+        return FindTheBlockData(self.task.samples, VALID_SEED, PROBE_SEQUENCES).batch(0).tokens
 
     def sample(self, model: DecoderLM, seed: int) -> dict[str, str] | None:
         return None
@@ -232,7 +232,7 @@ class FindTheBlockWorkload:
     def describe(self) -> dict[str, Any]:
         task = self.task
         answer = {"all": "the whole block", "first": "its first letter", "last": "its last letter"}[task.answer]
-        example = FindTheBlockData(task, 0, 1).batch(0).tokens[0]
+        example = FindTheBlockData(task.samples, 0, 1).batch(0).tokens[0]
         facts = [
             ["task", f"find the one of {task.resolved_num_blocks} blocks of {task.block_length} letters that holds all "
              f"{task.query_letters} letters of the query; the answer is {answer}"],

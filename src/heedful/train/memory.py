@@ -38,7 +38,7 @@ def peak_tensor_bytes(step: Callable[[], object], *, resident: Iterable[Tensor] 
     """
     if not can_measure():
         raise ValueError("memory cannot be measured while a torch profiler runs; end its context first.")
-    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in resident}
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in resident}
     held = sum(storage.nbytes() for storage in storages.values())
     device = next((storage.device for storage in storages.values()), torch.device("cpu"))
     collecting = gc.isenabled()

@@ -111,6 +111,6 @@ def _shown(metrics: Mapping[str, float], *names: str) -> str:
 
 
 def _format(value: float) -> str:
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
+    if abs(value) >= 100:
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}"
     return f"{value:.3g}" if abs(value) < 1e-2 else f"{value:.4f}"

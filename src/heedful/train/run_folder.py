@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from heedful.data.batches import TrainingData
     from heedful.train.config import TrainConfig
 
+# More would bury the reason; another mechanism differs in dozens of fields.
+SHOWN_DIFFERENCES = 8
+
 # These change how a run is watched or where it computes, not what is computed.
 MAY_CHANGE_ON_RESUME = ("train.device", "train.log_every", "train.checkpoint_every", "train.keep")
 
@@ -45,7 +48,7 @@ def require_same_run(found: Any, expected: dict[str, Any], where: Path) -> None:
     """Compare the description read from `where` with the one of the run that is to go on.
 
     Raises:
-        ValueError: they differ; every field that does is named with both values.
+        ValueError: they differ; the fields that do are named with both values.
     """
     there, here = _flatten(found), _flatten(expected)
     differences = [
@@ -54,8 +57,9 @@ def require_same_run(found: Any, expected: dict[str, Any], where: Path) -> None:
         if name not in MAY_CHANGE_ON_RESUME and there.get(name) != here.get(name)
     ]
     if differences:
+        shown, more = differences[:SHOWN_DIFFERENCES], len(differences) - SHOWN_DIFFERENCES
         raise ValueError(
-            f"{where} belongs to another run: {'; '.join(differences)}. "
+            f"{where} belongs to another run: {'; '.join(shown)}{f'; and {more} more' if more > 0 else ''}. "
             "Resume with the same settings or use another folder."
         )
 

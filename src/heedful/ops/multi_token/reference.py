@@ -27,9 +27,9 @@ def multi_token_reference(
     value: Float[Tensor, "b g m dv"],
     *,
     kq_pre: Float[Tensor, "h cq ck"] | None,
-    kq_post: Float[Tensor, "h cq ck"] | None,
-    head_pre: Float[Tensor, "groups out in"] | None,
-    head_post: Float[Tensor, "groups out in"] | None,
+    kq_post: Float[Tensor, "h cq_post ck_post"] | None,
+    head_pre: Float[Tensor, "groups size size"] | None,
+    head_post: Float[Tensor, "groups_post size_post size_post"] | None,
     exact_mask: bool,
     mask: AttentionMask,
     is_causal: bool,
@@ -90,7 +90,7 @@ def convolve_map(
 
 
 def mix_heads(
-    attention_map: Float[Tensor, "b h n m"], mixing: Float[Tensor, "groups out in"]
+    attention_map: Float[Tensor, "b h n m"], mixing: Float[Tensor, "groups size size"]
 ) -> Float[Tensor, "b h n m"]:
     """Mix the maps of each group of consecutive heads: y_o = sum_g mixing[group, o, g] x_g (eq. 7)."""
     grouped = attention_map.unflatten(1, (mixing.shape[0], -1))
