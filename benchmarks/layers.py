@@ -3,9 +3,8 @@
     python -m benchmarks.layers --device cpu
 
 Mechanisms and standard attention take turns in every round, so that a machine whose speed drifts does not favour one;
-figures are medians of the rounds' ratios. Memory is the peak of live tensors during forward and backward (CPU:
-counted by
-the profiler; CUDA: by the allocator). The result is written to results/benchmarks/layers-DEVICE.json.
+figures are medians of the rounds' ratios. Memory is the peak of live tensors during forward and backward (CPU: counted
+by the profiler; CUDA: by the allocator). The result is written to results/benchmarks/layers-DEVICE.json.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Write the generated tables into README and docs: support, benchmarks, results.
 
-A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `--check` writes nothing and fails
-where a file
-is stale.
+A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `--check` writes nothing and fails where
+a file is stale.
 """
 
 from __future__ import annotations

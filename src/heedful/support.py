@@ -1,8 +1,7 @@
 """What is supported, declared once: mechanism x feature x backend.
 
 The battery of invariant tests runs over exactly this table, and the documentation's support table is printed from it,
-so
-that no claim is untested. A cell that is not supported names the reason and is tested to be refused.
+so that no claim is untested. A cell that is not supported names the reason and is tested to be refused.
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def reach(config):
     """How many positions back a token can matter under the layer's window: derived from the equations.
 
     One map reaches window - 1 back; a convolution's tap on row r moves that window back by up to c_q - 1 rows, and a
-    tap
-    on a later key does not extend it. Twicing applies the map twice; each further boosting round adds its own reach.
+    tap on a later key does not extend it. Twicing applies the map twice; each further boosting round adds its own
+    reach.
     """
     one = config.window - 1
     if isinstance(config.rule, MultiTokenRule):

@@ -1,9 +1,8 @@
 """Every preset learns to look back: a bound that no model without working attention can reach.
 
 The text is random and then repeats itself. The first half cannot be predicted, so its loss stays at log(vocabulary);
-the second half
-can, by finding the current token's earlier place and reading what followed. A model that is untrained or sees only the
-current token stays at log(vocabulary) there as well.
+the second half can, by finding the current token's earlier place and reading what followed. A model that is untrained
+or sees only the current token stays at log(vocabulary) there as well.
 """
 
 import math

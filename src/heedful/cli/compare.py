@@ -16,8 +16,8 @@ class Compare:
     """Train the arms of a recipe under equal budgets and write a report.
 
     The folder keeps everything that is finished: the same command goes on where it was stopped. A value of the recipe
-    can be changed
-    by its dotted name, such as --train.steps 50, --recipe.seeds "[1, 2]" or --arms.boosted.learning_rates "[1e-3, 2e-3]".
+    can be changed by its dotted name, such as --train.steps 50, --recipe.seeds "[1, 2]" or
+    --arms.boosted.learning_rates "[1e-3, 2e-3]".
     """
 
     recipe: Annotated[Path, tyro.conf.Positional]

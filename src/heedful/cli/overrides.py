@@ -11,8 +11,8 @@ from heedful.study.recipe_file import parse_overrides
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Return the arguments without dotted options, and the dotted options' values by name.
 
-    `--a.b value` and `--a.b=value` are dotted options; a value is read as TOML where it is valid TOML, else as text. Keys at
-    the top of a recipe, such as `seeds`, are written `--recipe.seeds`.
+    `--a.b value` and `--a.b=value` are dotted options; a value is read as TOML where it is valid TOML, else as text.
+    Keys at the top of a recipe, such as `seeds`, are written `--recipe.seeds`.
 
     Raises:
         ValueError: a dotted option without a value.

@@ -13,9 +13,8 @@ import tyro
 class Train:
     """Train one arm of a recipe.
 
-    The run's folder then serves `heedful evaluate` and `heedful generate`. A value of the recipe can be changed by
-    its dotted name, such
-    as --train.steps 50 or --train.optimizer.weight_decay 0.01.
+    The run's folder then serves `heedful evaluate` and `heedful generate`. A value of the recipe can be changed by its
+    dotted name, such as --train.steps 50 or --train.optimizer.weight_decay 0.01.
     """
 
     recipe: Annotated[Path, tyro.conf.Positional]

@@ -25,12 +25,10 @@ class DecoderConfig:
         norm_position: "pre" normalises the input of each sublayer, "post" the sum after it; both end with a final norm.
         norm_eps: epsilon of these norms.
         activation: "gelu" (two matrices, exact GELU) or "swiglu" (three matrices).
-        intermediate_size: width of the feed-forward layer; None for 4 hidden_size with "gelu", and for 8/3
-            hidden_size rounded
-            down, then up to a multiple of 256, with "swiglu".
+        intermediate_size: width of the feed-forward layer; None for 4 hidden_size with "gelu", and for 8/3 hidden_size
+            rounded down, then up to a multiple of 256, with "swiglu".
         position_embedding: "learned" adds a table to the token embeddings, "none" adds nothing (rotary positions live
-            in
-            `attention`).
+            in `attention`).
         bias: biases of the feed-forward layer and of LayerNorm.
         tie_embeddings: the output head shares the token embedding.
         dropout: after the embedding, after the activation and after the feed-forward layer, in training.
@@ -108,9 +106,8 @@ def decoder_config(
     """Build a decoder from preset names and fields of `DecoderConfig` and `AttentionConfig`.
 
     Args:
-        preset: preset names such as "boosted+multi-token" for all layers, or a mapping from layer index to preset
-            names for
-            a choice by layer; other layers then take `default`.
+        preset: preset names such as "boosted+multi-token" for all layers, or a mapping from layer index to preset names
+            for a choice by layer; other layers then take `default`.
         default: preset of the layers that a mapping does not name.
         fields: any field of the two configurations by name. `bias` and `dropout` set both, unless `attention_bias` or
             `attention_dropout` says otherwise for the attention; `norm_eps` sets both.

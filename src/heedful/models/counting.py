@@ -44,8 +44,7 @@ def multiply_adds_per_token(config: DecoderConfig, context_length: int) -> int:
     """Return the multiply-adds of one token's forward pass in a full context, on average over the context.
 
     Matrix products and changes of the attention map count; norms, softmax and biases do not. Every query is counted
-    with
-    all `context_length` keys (or its window), hidden ones included, as the papers count.
+    with all `context_length` keys (or its window), hidden ones included, as the papers count.
     """
     width = config.hidden_size
     feed_forward = (2 if config.activation == "gelu" else 3) * width * config.feed_forward_size

@@ -1,8 +1,7 @@
 """Looking into a trained model: gates, kernels, sizes of nonlinear terms, as plain numbers for pictures and logs.
 
 Each mechanism says itself what is worth seeing: a module with a method `observe`, called with the module's inputs,
-returns a
-dictionary of numbers. This file only runs the model and collects.
+returns a dictionary of numbers. This file only runs the model and collects.
 """
 
 from __future__ import annotations
@@ -21,11 +20,9 @@ def probe(model: DecoderLM, tokens: Tensor) -> list[dict[str, Any]]:
     """Run `tokens` (B, T) through the model in evaluation mode and return one JSON-able dictionary per layer.
 
     Keys exist only where the mechanism does: "layer"; of the first round "nonlinear_ratio" (norm of the nonlinear
-    term over that
-    of its anchor), "kq_pre", "kq_post" (H, c_q, c_k), "head_pre", "head_post" (groups, out, in), "lambda";
-    "further_rounds", a
-    list of the same for the others; "gate_mean" and "gate_std", lists with a number per further round;
-    "head_gate_mean".
+    term over that of its anchor), "kq_pre", "kq_post" (H, c_q, c_k), "head_pre", "head_post" (groups, out, in),
+    "lambda"; "further_rounds", a list of the same for the others; "gate_mean" and "gate_std", lists with a number per
+    further round; "head_gate_mean".
     """
     observed: dict[nn.Module, dict[str, Any]] = {}
 

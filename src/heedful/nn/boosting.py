@@ -29,8 +29,7 @@ class Boosting:
             number) or "none" (g = 1).
         gate_bias: whether the linear gates have a bias.
         gate_start: the bias, or the scalar, before the sigmoid at the start; 0 gives g = 1/2. Very negative starts
-            close to
-            the plain layer.
+            close to the plain layer.
     """
 
     rounds: int = 2

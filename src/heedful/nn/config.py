@@ -1,8 +1,7 @@
 """`AttentionConfig`: everything about one attention layer in one frozen value.
 
 Each mechanism's own section lives in its own file; this file puts them together and refuses what contradicts itself.
-The
-`repr` of a configuration rebuilds it, and `heedful.schema` turns it into plain mappings and back.
+The `repr` of a configuration rebuilds it, and `heedful.schema` turns it into plain mappings and back.
 """
 
 from __future__ import annotations

@@ -22,8 +22,7 @@ class MultiTokenRule(PlainLayout):
         pre_convolution, post_convolution: a kernel per head before / after the softmax.
         query_kernel_size, key_kernel_size: c_q and c_k.
         pre_mixing, post_mixing: the number of consecutive heads c_h that are mixed before / after the softmax; "all"
-            for
-            one group of all heads, None for no mixing.
+            for one group of all heads, None for no mixing.
         key_query_mask: "double" or "exact", see the operation.
         convolution_every, convolution_offset: layer l carries the convolutions when l mod every = offset; a layer that
             stands alone (no layer index) carries them. Mixing is in every layer.
@@ -124,9 +123,8 @@ class MultiTokenScores(ScoreRule):
     """Module of `MultiTokenRule`; every part starts as the identity, so that the layer starts as standard attention.
 
     Parameters (None where absent): kq_pre, kq_post (H, c_q, c_k); head_pre, head_post (H/c_h, c_h, c_h), [group, out,
-    in].
-    They are not decayed by default: decay would pull kernels to zero, not to the identity. Its memory while decoding
-    is the last `halo` rotated queries.
+    in]. They are not decayed by default: decay would pull kernels to zero, not to the identity. Its memory while
+    decoding is the last `halo` rotated queries.
     """
 
     def __init__(self, rule: MultiTokenRule, sizes: LayerSizes) -> None:

@@ -51,8 +51,7 @@ class BoostedRetrieval(nn.Module):
         width: d, of queries, patterns and outputs.
         rounds: M >= 1.
         gate: "network" (a gate per dimension from [F; c; entropy of the first weights] through one hidden layer),
-            "scalar"
-            (sigmoid of one number, which starts at 0.5) or "none" (g = 1).
+            "scalar" (sigmoid of one number, which starts at 0.5) or "none" (g = 1).
         key_width: width of the projected queries and keys; None for d.
         beta: initial inverse temperature.
         gate_width: hidden units of the gate network.

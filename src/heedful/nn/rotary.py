@@ -5,8 +5,7 @@ Pair k of a head's features is turned by the angle position * f_k, f_k = theta^(
 * linear: f_k / factor;
 * ntk: theta grows to theta * factor^(d/(d-2)), so that high frequencies stay (fixed, not dynamic);
 * yarn (arXiv 2309.00071): interpolation where a pair turns less than `beta_slow` times over the original context,
-  none where it
-  turns more than `beta_fast` times, a ramp between; cos and sin are multiplied by 0.1 ln(factor) + 1;
+  none where it turns more than `beta_fast` times, a ramp between; cos and sin are multiplied by 0.1 ln(factor) + 1;
 * llama3: the same idea with bounds given as wavelengths, context / low_frequency_factor and context /
   high_frequency_factor.
 """
@@ -133,9 +132,8 @@ class Rotary:
 
     Attributes:
         theta: base of the frequencies.
-        layout: "half" turns features (k, k + d/2) as Llama's Hugging Face weights do; "interleaved" turns (2k, 2k +
-            1) as the
-            original Llama and the multi-token paper's code do.
+        layout: "half" turns features (k, k + d/2) as Llama's Hugging Face weights do; "interleaved" turns (2k, 2k + 1)
+            as the original Llama and the multi-token paper's code do.
         scaling: None or one of the forms above.
     """
 

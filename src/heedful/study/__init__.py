@@ -1,7 +1,7 @@
 """Matched, fair comparisons of attention mechanisms: recipes, budgets, runs, statistics and the report.
 
-`load_recipe` reads what to compare, `run_comparison` carries it out in a folder, and `load_result` with `render_terminal`
-shows what it found.
+`load_recipe` reads what to compare, `run_comparison` carries it out in a folder, and `load_result` with
+`render_terminal` shows what it found.
 """
 
 from heedful.study.compare import load_result as load_result
