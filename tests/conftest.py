@@ -9,6 +9,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+torch.set_warn_always(True)  # some warnings come once a process: a test must fail alone or not at all
 torch.set_num_threads(1)  # the tensors are tiny, and two test processes share two cores
 settings.register_profile("heedful", deadline=None, derandomize=True)
 settings.load_profile("heedful")

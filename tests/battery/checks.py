@@ -146,7 +146,7 @@ def window(mechanism, backend):
     far = reach(short.config)
     changed = x.clone()
     changed[:, 2] += 1.0
-    difference = (run(short, x) - run(short, changed)).abs().amax(dim=(0, 2))
+    difference = (run(short, x) - run(short, changed)).detach().abs().amax(dim=(0, 2))
     assert float(difference[2]) > 1e-6
     assert float(difference[2 + 3]) > 1e-9  # the last row whose own window holds the changed token
     assert 2 + far < 40, "the text must be longer than the reach"

@@ -175,7 +175,7 @@ def test_sampling_with_one_candidate_is_greedy():
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.1}, r"top_p must be in \(0, 1\], got 1.1"),
         ({"max_new_tokens": -1}, "max_new_tokens must be at least 0, got -1"),
-        ({"max_new_tokens": 46}, "max_positions = 48, got 49; shorten the text"),
+        ({"max_new_tokens": 46}, "46 new ones need 49 positions, but the model has max_positions = 48"),
         (
             {"tokens": torch.zeros(1, 0, dtype=torch.long)},
             r"tokens must have shape \(batch, at least 1\), got \(1, 0\)",

@@ -110,7 +110,8 @@ def decoder_config(
             for a choice by layer; other layers then take `default`.
         default: preset of the layers that a mapping does not name.
         fields: any field of the two configurations by name. `bias` and `dropout` set both, unless `attention_bias` or
-            `attention_dropout` says otherwise for the attention; `norm_eps` sets both.
+            `attention_dropout` says otherwise for the attention; `norm_eps` sets both. With `rotary` there is no
+            learned position table unless `position_embedding` asks for it.
 
     Raises:
         ValueError: unknown presets, layers or fields; sizes that do not fit.
@@ -129,6 +130,8 @@ def decoder_config(
         if f"attention_{name}" in fields:
             attention[name] = fields[f"attention_{name}"]
     decoder = {name: value for name, value in fields.items() if name in decoder_fields}
+    if attention.get("rotary") is not None:
+        decoder.setdefault("position_embedding", "none")
     if isinstance(preset, str):
         return DecoderConfig(attention=attention_config(preset, **attention), **decoder)
     chosen = [default] * fields["num_layers"]

@@ -48,6 +48,12 @@ def generate(
         the model has.
     """
     _check(tokens, max_new_tokens, temperature, top_k, top_p, key_padding)
+    needed, room = tokens.shape[1] + max_new_tokens - 1, model.config.max_positions  # the last token is not read again
+    if needed > room:
+        raise ValueError(
+            f"{tokens.shape[1]} tokens and {max_new_tokens} new ones need {needed} positions, but the model has "
+            f"max_positions = {room}; shorten the prompt or ask for fewer."
+        )
     was_training = model.training
     model.eval()
     try:
