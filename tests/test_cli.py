@@ -183,10 +183,10 @@ def test_a_second_run_in_a_folder_is_refused_and_a_damaged_one_named(recipe, tmp
     assert "model.safetensors" in capsys.readouterr().err
 
 
-def test_another_vocabulary_is_refused(recipe, tmp_path, capsys):
+def test_other_data_than_the_training_had_are_refused(recipe, tmp_path, capsys):
     assert run("train", recipe, "--folder", tmp_path / "run") == 0
     assert run("evaluate", tmp_path / "run", "--data.tokenizer", "bpe", "--data.vocab_size", "280") == 2
-    assert "vocabulary of 257" in capsys.readouterr().err
+    assert "tokenizer_sha256" in capsys.readouterr().err
 
 
 def test_python_dash_m_is_the_same_and_a_closed_pipe_is_quiet(tmp_path):

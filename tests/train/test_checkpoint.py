@@ -78,7 +78,7 @@ def test_an_evaluation_owed_after_an_interruption_can_still_be_the_best(tmp_path
 
     attempt(CopyData(signal_at(7)))  # saved after step 8, before its evaluation
     assert attempt(CopyData()) == 8
-    assert best_folder(tmp_path).name == "step-00000008"
+    assert best_folder(tmp_path).name == "step-00000008.1"  # a checkpoint in use is never rewritten
 
 
 def test_without_an_evaluation_the_newest_counts_as_best(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def test_a_pipe_gets_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert isinstance(choose_reporter(None), LineReporter)
     train(tiny_model(), CopyData(), tiny_config(), tmp_path, evaluate=validate)
     output = capsys.readouterr()
-    assert "step 8/24  val/loss" in output.out
-    assert output.err == ""
+    assert "step 8/24  val/loss" in output.err
+    assert output.out == ""  # standard output belongs to results
 
 
 def test_metrics_read_well() -> None:

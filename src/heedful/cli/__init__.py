@@ -31,11 +31,10 @@ Command = (
 
 DESCRIPTION = """Attention that does more than one softmax average: train it, compare it fairly, look into it.
 
-Compare several mechanisms with `heedful compare RECIPE`, train one arm of a recipe with `heedful train RECIPE`, then
-`heedful
-evaluate` and `heedful generate` with the run's folder; `heedful info` lists presets, backends and costs. Any value of
-a recipe can
-be changed on the command line by its dotted name: `--train.steps 50 --data.corpus my-texts/`."""
+`heedful compare RECIPE` compares several mechanisms and `heedful train RECIPE` trains one arm of a recipe; `heedful
+evaluate` and `heedful generate` take the folder of a run; `heedful info` lists presets, backends and costs.
+
+Any value of a recipe can be changed by its dotted name: `--train.steps 50 --data.corpus my-texts/`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,4 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except OSError as error:  # a folder that cannot be written, a file that cannot be read, a full disk
+        print(f"heedful: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
+        return 2
     return 0

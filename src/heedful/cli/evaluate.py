@@ -42,12 +42,7 @@ class Evaluate:
             metrics = _score_text(trained, self.text)
         else:
             workload = open_workload(trained.recipe, lambda line: None)
-            if workload.vocab_size != trained.model.config.vocab_size:
-                raise ValueError(
-                    f"the model has a vocabulary of {trained.model.config.vocab_size}, the data one of "
-                    f"{workload.vocab_size}; "
-                    f"evaluate on the data it was trained on, or on a text with --text."
-                )
+            trained.require_same_data(workload)
             metrics = (
                 workload.test(trained.model, self.seed) if self.split == "test" else workload.validate(trained.model)
             )
@@ -65,7 +60,7 @@ def _score_text(trained: Any, path: Path) -> dict[str, Any]:
     from heedful.train import evaluate_perplexity
 
     tokenizer, train = trained.tokenizer(), trained.recipe.train
-    split = split_in_memory(open_corpus(str(path)), tokenizer)
+    split = split_in_memory(open_corpus(str(path)), tokenizer, separator=trained.recipe.data.separator)
     result = evaluate_perplexity(
         trained.model,
         split,
@@ -73,6 +68,7 @@ def _score_text(trained: Any, path: Path) -> dict[str, Any]:
         batch_size=train.batch_size,
         device=next(trained.model.parameters()).device,
         precision=train.precision,
+        mask_documents=trained.recipe.task.mask_documents,
         end_of_text=tokenizer.end_of_text,
     )
     names = ("perplexity", "bits_per_byte", "loss", "tokens", "bytes", "context_rule")

@@ -47,19 +47,20 @@ class Generate:
         tokenizer, model = trained.tokenizer(), trained.model
         prompt = sys.stdin.read() if self.prompt is None else self.prompt
         ids = tokenizer.encode(prompt) or [tokenizer.end_of_text]
+        device = next(model.parameters()).device
         room = model.config.max_positions - len(ids)
         if room < 1:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens, but the model sees {model.config.max_positions} in all; shorten it."
             )
         tokens = model.generate(
-            torch.tensor([ids]),
+            torch.tensor([ids], device=device),
             min(self.max_new_tokens, room + 1),  # the last token is not read again
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
             end_token=tokenizer.end_of_text,
-            generator=torch.Generator().manual_seed(self.seed),
+            generator=torch.Generator(device).manual_seed(self.seed),
         )
         new = tokens[0, len(ids) :].tolist()
         if tokenizer.end_of_text in new:

@@ -82,7 +82,7 @@ class Info:
         choice = explain(preset)
         console.print(f"runs on the {choice.backend} backend: {choice.reason}")
         console.print("\n[bold]One layer[/bold] (this text rebuilds it, with the names of heedful.nn):")
-        console.print(repr(config.layers[0]), soft_wrap=True)
+        console.print(repr(config.attention), soft_wrap=True)
         title = (
             f"\n{self.num_layers} layers, width {self.hidden_size}, {self.num_heads} heads, vocabulary "
             f"{self.vocab_size:,}, context {self.context_length}; forward pass, float32 cache"

@@ -5,7 +5,6 @@ A run inside a comparison's folder is found as well: its recipe lies in the comp
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from heedful.models import DecoderLM
     from heedful.study.plan import Plan, PlannedArm
     from heedful.study.recipe import Recipe
+    from heedful.study.workloads import Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,27 +24,35 @@ class TrainedRun:
     """A trained model with the recipe that it came from."""
 
     folder: Path
+    home: Path
     recipe: Recipe
+    data: dict[str, Any]
     model: DecoderLM
 
     def tokenizer(self) -> Tokenizer:
         """Return the run's own tokenizer.
 
         Raises:
-            ValueError: the recipe's task has none, or it does not fit the model.
+            ValueError: the recipe's task has none, or the run was not left by this version.
         """
-        from heedful.data import open_tokenizer, prepare
+        from heedful.data import open_tokenizer
 
         if self.recipe.task.kind != "language-modelling":
             raise ValueError(f"{self.folder} was trained on {self.recipe.task.kind}, which has no tokenizer.")
-        saved = self.folder / "tokenizer"
-        tokenizer = open_tokenizer(saved) if saved.is_dir() else prepare(self.recipe.data).tokenizer
-        if tokenizer.vocab_size != self.model.config.vocab_size:
+        return open_tokenizer(self.home / "tokenizer")
+
+    def require_same_data(self, workload: Workload) -> None:
+        """Refuse data that are not those of the training: a test on them would not be one.
+
+        Raises:
+            ValueError: with what differs.
+        """
+        changed = [key for key, value in workload.hashes().items() if self.data.get(key) != value]
+        if changed:
             raise ValueError(
-                f"the model in {self.folder} has a vocabulary of {self.model.config.vocab_size}, its tokenizer one of "
-                f"{tokenizer.vocab_size}: the data has changed since; train again."
+                f"the data are not those that {self.folder} was trained with ({', '.join(changed)} differs), so "
+                "splits and tokens may have moved; score a text of its own with --text."
             )
-        return tokenizer
 
 
 def describe_arm(planned: PlannedArm, learning_rate: float, seed: int) -> str:
@@ -60,12 +68,14 @@ def write_run_description(folder: Path, plan: Plan, planned: PlannedArm, seed: i
     """Write the recipe, and for text the tokenizer, into the run's folder."""
     from heedful.study.recipe_file import recipe_mapping
 
-    write_json_atomically(
-        folder / "recipe.json", {"recipe": recipe_mapping(plan.recipe), "arm": planned.name, "seed": seed}
-    )
-    dataset = getattr(plan.workload, "dataset", None)
-    if dataset is not None:
-        dataset.tokenizer.save(folder / "tokenizer")
+    plan.workload.save_tokenizer(folder)
+    description = {
+        "recipe": recipe_mapping(plan.recipe),
+        "data": plan.workload.hashes(),
+        "arm": planned.name,
+        "seed": seed,
+    }
+    write_json_atomically(folder / "recipe.json", description)
 
 
 def open_run(folder: Path, overrides: dict[str, Any]) -> TrainedRun:
@@ -76,12 +86,16 @@ def open_run(folder: Path, overrides: dict[str, Any]) -> TrainedRun:
     """
     from heedful.study.recipe_file import load_recipe
     from heedful.train import load_best
+    from heedful.train.device import resolve_device
+    from heedful.train.run_folder import read_json
 
     if not folder.is_dir():
         raise ValueError(f"there is no folder {str(folder)!r}; give the folder of a run of heedful train.")
-    places = [folder, *folder.resolve().parents]
-    recipe_file = next((place / "recipe.json" for place in places if (place / "recipe.json").is_file()), None)
-    if recipe_file is None:
+    # A run of a comparison lies in COMPARISON/runs/ARM/lr-RATE/seed-SEED.
+    above = folder.resolve().parents
+    places = [folder, *(above[3:4] if len(above) > 3 and above[2].name == "runs" else ())]
+    home = next((place for place in places if (place / "recipe.json").is_file()), None)
+    if home is None:
         raise ValueError(
             f"{folder} holds no recipe.json; give the folder of a run of heedful train or heedful compare."
         )
@@ -89,8 +103,7 @@ def open_run(folder: Path, overrides: dict[str, Any]) -> TrainedRun:
         runs = sorted(str(path.parent) for path in folder.glob("runs/**/checkpoints"))
         hint = f" It holds runs such as {runs[0]}." if runs else ""
         raise ValueError(f"{folder} holds no checkpoints; give the folder of one run.{hint}")
-    try:
-        recipe = load_recipe(recipe_file, overrides)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{recipe_file} is damaged: {error}.") from error
-    return TrainedRun(folder=folder, recipe=recipe, model=load_best(folder).eval())
+    recipe = load_recipe(home / "recipe.json", overrides)
+    model = load_best(folder, device=resolve_device(recipe.train.device)).eval()
+    data = read_json(home / "recipe.json").get("data", {})
+    return TrainedRun(folder=folder, home=home, recipe=recipe, data=data, model=model)

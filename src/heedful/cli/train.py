@@ -76,8 +76,8 @@ class Train:
             folder,
             evaluate=plan.workload.validate,
             resume=self.resume,
+            on_start=lambda: write_run_description(folder, plan, planned, seed),
         )
-        write_run_description(folder, plan, planned, seed)
         if result.interrupted:
             raise KeyboardInterrupt
         print(f"Best of {result.steps:,} steps, at step {result.best_step:,}:")

@@ -11,8 +11,8 @@ from heedful.data.shards import TokenSplit
 from heedful.data.tokenizers import Tokenizer
 
 
-def split_in_memory(corpus: Corpus, tokenizer: Tokenizer) -> TokenSplit:
-    """Return all documents of `corpus` as one split, an end-of-text token after each.
+def split_in_memory(corpus: Corpus, tokenizer: Tokenizer, *, separator: bool = True) -> TokenSplit:
+    """Return all documents of `corpus` as one split, with `separator` an end-of-text token after each.
 
     Memory: 4 bytes per token of the result, and one document at a time.
 
@@ -27,7 +27,7 @@ def split_in_memory(corpus: Corpus, tokenizer: Tokenizer) -> TokenSplit:
         if not ids:
             continue
         starts.append(num_tokens)
-        parts.append(np.array([*ids, tokenizer.end_of_text], dtype=np.uint32))
+        parts.append(np.array([*ids, tokenizer.end_of_text] if separator else ids, dtype=np.uint32))
         num_tokens += len(parts[-1])
         num_bytes += len(document.encode("utf-8"))
     if not parts:

@@ -94,13 +94,13 @@ def claim_folder(folder: Path, plan: Plan) -> None:
     Raises:
         ValueError: the text or the tokenizer changed.
     """
-    description = plan.workload.describe()
-    data = {key: value for key, value in description.items() if key.endswith("sha256")}
+    data = plan.workload.hashes()
     recipe_file = folder / "recipe.json"
     if recipe_file.exists():
         differences = _differences(read_json(recipe_file)["data"], data)
         if differences:
             raise ValueError(f"the data changed since the comparison in {folder} was begun: {'; '.join(differences)}.")
+    plan.workload.save_tokenizer(folder)
     write_json_atomically(recipe_file, {"recipe": recipe_mapping(plan.recipe), "data": data})
 
 

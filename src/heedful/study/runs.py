@@ -42,7 +42,7 @@ class Run:
 
     def folder(self, comparison: Path) -> Path:
         """Return the run's folder inside that of the comparison."""
-        return comparison / "runs" / self.arm.name / f"lr-{self.learning_rate:g}" / f"seed-{self.seed}"
+        return comparison / "runs" / self.arm.name / f"lr-{self.learning_rate!r}" / f"seed-{self.seed}"
 
 
 def train_run(run: Run, workload: Workload, comparison: Path, report: Report | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the end of a run.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from heedful.models import DecoderLM
 
 PROBE_SEQUENCES = 4
-# Seed of find-the-block's validation samples; its test samples have the seed of the run, which is never this one.
+# Seed of find-the-block's validation samples. Test samples have the seed of the run, and nobody chooses this one.
 VALID_SEED = 1_000_000_007
 
 
@@ -58,6 +59,14 @@ class Workload(Protocol):
 
     def sample(self, model: DecoderLM, seed: int) -> dict[str, str] | None:
         """Return a prompt from the test split and the model's continuation, where the task has one."""
+        ...
+
+    def hashes(self) -> dict[str, Any]:
+        """Return what the data are known by: hashes of text, tokenizer and tokens."""
+        ...
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the tokenizer into `folder`/tokenizer, where the task has one."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -169,12 +178,17 @@ class LanguageModellingWorkload:
         start = int(starts[long_enough[0]]) if len(long_enough) else 0
         return split.tokens[start : start + length].astype(np.int64).tolist()
 
+    def hashes(self) -> dict[str, Any]:
+        return {key: value for key, value in self.describe().items() if key.endswith("sha256")}
+
+    def save_tokenizer(self, folder: Path) -> None:
+        self.dataset.tokenizer.save(folder / "tokenizer")
+
     def describe(self) -> dict[str, Any]:
         manifest = self.dataset.manifest
         splits = {name: manifest["splits"][name] for name in ("train", "valid", "test")}
         corpora = "; ".join(
-            f"{corpus['name']} ({corpus['description']}; {corpus['documents']:,} documents, "
-            f"{corpus['bytes'] / 1e6:.1f} MB)"
+            f"{corpus['description']} ({corpus['documents']:,} documents, {corpus['bytes'] / 1e6:.1f} MB)"
             for corpus in manifest["corpora"]
         )
         sizes = ", ".join(f"{name} {split['tokens']:,} tokens" for name, split in splits.items())
@@ -227,6 +241,12 @@ class FindTheBlockWorkload:
         return FindTheBlockData(self.task.samples, VALID_SEED, PROBE_SEQUENCES).batch(0).tokens
 
     def sample(self, model: DecoderLM, seed: int) -> dict[str, str] | None:
+        return None
+
+    def hashes(self) -> dict[str, Any]:
+        return {}
+
+    def save_tokenizer(self, folder: Path) -> None:
         return None
 
     def describe(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ before the first weight is changed.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -47,7 +48,9 @@ def save_checkpoint(
     keep_all: bool,
 ) -> Path:
     """Write the checkpoint of `state.step`, point last.json (and best.json) to it, remove what nothing points to."""
-    folder = checkpoints / f"step-{state.step:08d}"
+    # A folder that a pointer names is never touched: what is written again (an evaluation came later) gets a new name.
+    names = (f"step-{state.step:08d}{f'.{again}' if again else ''}" for again in itertools.count())
+    folder = next(checkpoints / name for name in names if not (checkpoints / name).exists())
     with atomic_folder(folder) as temporary:
         save_model: Any = model.save
         save_model(temporary)

@@ -53,6 +53,7 @@ def train(
     evaluate: Evaluate | None = None,
     resume: bool = False,
     report: Reporter | Callable[[str], object] | None = None,
+    on_start: Callable[[], object] | None = None,
 ) -> TrainResult:
     """Train `model` on `data` and leave everything about the run in `folder`.
 
@@ -70,6 +71,7 @@ def train(
         resume: go on from the last checkpoint in `folder`. With none there the run starts from its beginning, so that
             one command can be repeated until it is done; a finished run returns its result at once.
         report: a `Reporter`, a function that takes lines, or None for a bar on a terminal and lines elsewhere.
+        on_start: called once nothing can be refused any more, to write further files into `folder`.
 
     Raises:
         ValueError: the folder holds a run and `resume` is off, or it holds another or a damaged one; device or
@@ -84,6 +86,8 @@ def train(
     claim_folder(folder, description, resume=resume)
     with computing_on(device), forked_random_state(config.seed, device):
         run = _Run(model.to(device), data, config, folder, device, description, evaluate, choose_reporter(report))
+        if on_start is not None:
+            on_start()
         return run.train()
 
 
@@ -140,6 +144,8 @@ class _Run:
             if self._is_due(self.config.log_every):
                 self._log()
         if self.stop.requested:
+            if not self.saved:  # the signal came between the look at the checkpoints and the end of the loop
+                self._save()
             self.reporter.message(
                 f"{self.stop.signal_name}: saved after step {self.state.step}; --resume goes on from there."
             )
@@ -269,7 +275,7 @@ class _Run:
         if state.step_seconds:
             tokens_per_second = self.data.tokens_per_batch / statistics.median(state.step_seconds)
         else:  # too short a run to leave anything out
-            tokens_per_second = self.data.tokens_per_batch * state.step / state.seconds
+            tokens_per_second = self.data.tokens_per_batch * state.step / max(state.seconds, 1e-9)
         evaluated = state.best_step is not None
         return TrainResult(
             steps=state.step,

@@ -36,7 +36,7 @@ class LineReporter:
     """Writes lines through `write`: every message, and training lines at most once in `pause_seconds`."""
 
     def __init__(self, write: Callable[[str], object] | None = None, pause_seconds: float = 5.0) -> None:
-        self._write = write or (lambda line: print(line, flush=True))
+        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
         self._pause_seconds = pause_seconds
         self._quiet_until = 0.0
         self._steps = 0
