@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from heedful.models import DecoderLM
 
 PROBE_SEQUENCES = 4
+# Short contexts are evaluated this many tokens at a time: it changes speed and memory, not the result.
+EVALUATION_TOKENS = 4096
 # Seed of find-the-block's validation samples. Test samples have the seed of the run, and nobody chooses this one.
 VALID_SEED = 1_000_000_007
 
@@ -122,7 +124,7 @@ class LanguageModellingWorkload:
             model,
             split,
             context_length=train.context_length,
-            batch_size=train.batch_size,
+            batch_size=max(train.batch_size, EVALUATION_TOKENS // train.context_length),
             device=resolve_device(train.device),
             precision=train.precision,
             mask_documents=self.task.mask_documents,
