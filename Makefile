@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint bench gpu docs tables clean
+.PHONY: help demo test lint bench gpu study docs tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -25,11 +25,19 @@ lint: $(VENV)/.dev  ## style, formatting and types
 bench: $(VENV)/.core  ## time and memory of every mechanism against standard attention on this CPU; writes results/
 	$(BIN)/python -m benchmarks.layers --device cpu
 
-gpu: $(VENV)/.dev  ## CUDA tests and benchmarks; writes results/; refuses without a CUDA device
+gpu: $(VENV)/.dev  ## CUDA tests and benchmarks, and the study if CORPUS is given; refuses without a CUDA device
 	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else \
 	'make gpu needs a CUDA device, and torch %s sees none here; make test and make bench run on the CPU.' % torch.__version__)"
 	$(BIN)/python -m pytest -m cuda tests/cuda
 	$(BIN)/python -m benchmarks.layers --device cuda
+	@if [ -n "$(CORPUS)" ]; then $(MAKE) --no-print-directory study CORPUS="$(CORPUS)"; \
+	else echo "For the language-model study: make study CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; fi
+
+# Ends itself after nine and a half minutes and goes on where it was when it is called again.
+study: $(VENV)/.core  ## the boosted paper's setting on the texts in CORPUS, in resumable slices of ten minutes
+	@test -n "$(CORPUS)" || { echo "make study needs CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; exit 2; }
+	timeout --signal=INT 570 $(BIN)/heedful compare recipes/wiki-10m.toml --data.corpus "$(CORPUS)/train.txt" \
+	--data.valid_corpus "$(CORPUS)/valid.txt" --data.test_corpus "$(CORPUS)/test.txt"
 
 docs: $(VENV)/.docs  ## build the documentation into site/
 	$(BIN)/python -m mkdocs build --strict
