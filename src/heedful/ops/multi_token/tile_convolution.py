@@ -1,0 +1,89 @@
+"""Depthwise convolution of a tile and its two gradients, through the one fast path that CPU libraries have.
+
+    y[i, j] = sum_ab theta[a, b] x[i + a, j + b]            valid positions only
+    dx[r, c] = sum_ab theta[a, b] dy[r - a, c - b]
+    dtheta[a, b] = sum_ij dy[i, j] x[i + a, j + b]
+
+All three are `conv2d` with groups = channels on contiguous tensors without its padding argument, which is many times
+faster on a CPU than any other form (docs/log.md has the figures):
+
+* the input gradient convolves the zero-padded dy with the turned kernel;
+* the weight gradient cuts dy and x into pieces and takes each piece of dy as a *kernel* over its piece of x;
+* oneDNN works on 16 float32 channels at a time, so that fewer heads are cut into row pieces, which become channels.
+
+Legend: R rows, C columns of the result, c_q x c_k kernel.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+LANES = 16  # float32 numbers in one AVX-512 register
+PIECE = (16, 64)  # rows and columns of the pieces of the weight gradient; flat between 8 x 64 and 32 x 64
+
+
+def convolve(
+    tile: Float[Tensor, "b h rows columns"], kernel: Float[Tensor, "h cq ck"]
+) -> Float[Tensor, "b h out_rows out_columns"]:
+    """Return the valid positions of the convolution, one kernel per head."""
+    batch, heads, rows, columns = tile.shape
+    row_taps, key_taps = kernel.shape[1:]
+    result_rows, result_columns = rows - row_taps + 1, columns - key_taps + 1
+    parts = _row_parts(batch * heads, result_rows) if tile.device.type == "cpu" else 1
+    channels = batch * heads * parts
+    part_rows = -(-result_rows // parts)
+    missing = part_rows * parts - result_rows
+    if missing:
+        tile = pad(tile, (0, 0, 0, missing))
+    pieces = tile.contiguous().flatten(0, 1)
+    if parts > 1:
+        pieces = pieces.unfold(1, part_rows + row_taps - 1, part_rows).transpose(-1, -2)
+    kernels = kernel.expand(batch, *kernel.shape).flatten(0, 1).repeat_interleave(parts, dim=0)
+    pieces = pieces.reshape(1, channels, part_rows + row_taps - 1, columns)
+    result = conv2d(pieces, kernels[:, None], groups=channels)
+    return result.view(batch, heads, parts * part_rows, result_columns)[:, :, :result_rows]
+
+
+def convolve_input_gradient(
+    gradient: Float[Tensor, "b h rows columns"], kernel: Float[Tensor, "h cq ck"]
+) -> Float[Tensor, "b h in_rows in_columns"]:
+    """Return the gradient with respect to the tile."""
+    above, beside = kernel.shape[1] - 1, kernel.shape[2] - 1
+    return convolve(pad(gradient, (beside, beside, above, above)), kernel.flip(1, 2))
+
+
+def convolve_weight_gradient(
+    gradient: Float[Tensor, "b h rows columns"], tile: Float[Tensor, "b h in_rows in_columns"]
+) -> Float[Tensor, "h cq ck"]:
+    """Return the gradient with respect to the kernel, summed over the batch."""
+    batch, heads, rows, columns = gradient.shape
+    above, beside = tile.shape[2] - rows, tile.shape[3] - columns
+    piece_rows, piece_columns = min(PIECE[0], rows), min(PIECE[1], columns)
+    extra = (-columns % piece_columns, -rows % piece_rows)
+    if any(extra):  # zeros in the gradient: what they meet does not matter
+        gradient = pad(gradient, (0, extra[0], 0, extra[1]))
+        tile = pad(tile, (0, extra[0], 0, extra[1]))
+    kernels = gradient.unfold(2, piece_rows, piece_rows).unfold(3, piece_columns, piece_columns)
+    pieces = tile.unfold(2, piece_rows + above, piece_rows).unfold(3, piece_columns + beside, piece_columns)
+    count = kernels.shape[2] * kernels.shape[3]
+    channels = batch * heads * count
+    result = conv2d(
+        pieces.reshape(1, channels, *pieces.shape[-2:]),
+        kernels.reshape(channels, 1, piece_rows, piece_columns),
+        groups=channels,
+    )
+    return result.view(batch, heads, count, above + 1, beside + 1).sum((0, 2))
+
+
+def _row_parts(channels: int, rows: int) -> int:
+    """Return into how many row pieces to cut each channel so that full registers of channels are worked on."""
+    for parts in (1, 2, 4, 8):
+        if channels * parts % LANES == 0 and rows >= 8 * parts:
+            return parts
+    return max(1, min(-(-LANES // channels), rows // 8))
