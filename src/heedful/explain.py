@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from heedful.nn.config import AttentionConfig
 from heedful.nn.presets import attention_config
-from heedful.ops.backends import Choice
+from heedful.ops.backends import Choice, Situation
 
 
-def explain(config: AttentionConfig | str, *, training: bool = False, backend: str | None = None) -> Choice:
+def explain(
+    config: AttentionConfig | str,
+    *,
+    training: bool = False,
+    backend: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    length: int = 2048,
+    context: int | None = None,
+) -> Choice:
     """Return the backend that a layer runs on and the reason.
 
     Args:
         config: a layer's configuration, or preset names (sizes then do not matter).
         training: whether attention dropout is active.
         backend: ask for this backend instead of the configuration's own.
+        device, dtype: where the call runs and the type of its tensors.
+        length: number of queries of the call.
+        context: number of keys, at least `length`; None for as many.
 
     Returns:
         `Choice(backend, reason)`.
@@ -26,10 +40,11 @@ def explain(config: AttentionConfig | str, *, training: bool = False, backend: s
     Examples:
         >>> from heedful import explain
         >>> explain("multi-token").backend
-        'reference'
+        'blockwise'
     """
     if isinstance(config, str):
         config = attention_config(config, hidden_size=64, num_heads=4)
-    if backend is None:
-        return config.choose_backend(training=training)
-    return replace(config, backend=backend).choose_backend(training=training)
+    if backend is not None:
+        config = replace(config, backend=backend)
+    situation = Situation(torch.device(device).type, dtype, length, length if context is None else context)
+    return config.choose_backend(situation, training=training)

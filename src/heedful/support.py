@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from heedful.nn.presets import PRESETS, attention_config
+from heedful.ops.backends import Situation
 
 SUMS = (
     "boosted+nonlinear-query",
@@ -46,6 +47,7 @@ _NO_IDENTITY = "changes the function from the start, as published"
 
 _UNSUPPORTED: Mapping[tuple[str, str], str] = {
     ("sdpa", "second-derivative"): _FUSED,
+    ("blockwise", "second-derivative"): "its hand-written backward pass has no derivative; the reference has",
     ("identity-query", "identity-start"): _NO_IDENTITY,
     ("nonlinear-query", "identity-start"): _NO_IDENTITY,
     ("nonlinear-query-linear-control", "identity-start"): _NO_IDENTITY,
@@ -81,7 +83,7 @@ def mechanisms() -> tuple[str, ...]:
 def backends_of(mechanism: str) -> tuple[str, ...]:
     """Return the backends which can run a mechanism's layers at all."""
     config = attention_config(mechanism, hidden_size=32, num_heads=4)
-    candidates = config.rule.backends(config.sizes, dropout_p=0.0)
+    candidates = config.rule.backends(config.sizes, Situation(), dropout_p=0.0)
     return tuple(sorted(backend for backend, refusal in candidates.items() if refusal is None))
 
 

@@ -40,6 +40,10 @@ class DecoderState:
         """The number of positions seen so far."""
         return self.layers[0].length
 
+    def rollback(self, tokens: int) -> DecoderState:
+        """Return the state as it was `tokens` tokens earlier; ValueError beyond what it was made for."""
+        return DecoderState(layers=tuple(layer.rollback(tokens) for layer in self.layers))
+
 
 class DecoderLM(nn.Module):
     """A decoder-only language model.
@@ -101,9 +105,13 @@ class DecoderLM(nn.Module):
         """The blocks, typed."""
         return cast("list[Block]", list(self.blocks))
 
-    def empty_state(self) -> DecoderState:
-        """Return the state before the first token, to be passed to the first call when decoding."""
-        return DecoderState(layers=tuple(block.attention.empty_state() for block in self.block_list))
+    def empty_state(self, *, rollback: int = 0) -> DecoderState:
+        """Return the state before the first token, to be passed to the first call when decoding.
+
+        Args:
+            rollback: by how many tokens the states that follow can go back (`DecoderState.rollback`).
+        """
+        return DecoderState(layers=tuple(block.attention.empty_state(rollback=rollback) for block in self.block_list))
 
     def forward(
         self, tokens: Int[Tensor, "b t"], mask: AttentionMask | None = None, state: DecoderState | None = None

@@ -53,6 +53,7 @@ class AttentionRound(nn.Module):
         positions: Tensor,
         mask: AttentionMask,
         state: RoundState,
+        spare: int,
     ) -> tuple[Float[Tensor, "b n heads_width"], RoundState]:
         """Return the concatenated heads of the round, and its memory."""
         config, heads = self.config, self.config.heads
@@ -71,6 +72,7 @@ class AttentionRound(nn.Module):
             values,
             source=source,
             memory=state.memory,
+            spare=spare,
             mask=mask,
             is_causal=config.is_causal,
             scale=config.scale,
@@ -113,9 +115,14 @@ class Attention(nn.Module):
         output_bias = config.bias if config.output_bias is None else config.output_bias
         self.o_proj = nn.Linear(width, config.hidden_size, bias=output_bias)
 
-    def empty_state(self) -> AttentionState:
-        """Return the state before the first token, to be passed to the first call when decoding."""
-        return AttentionState.empty(self.config.rounds)
+    def empty_state(self, *, rollback: int = 0) -> AttentionState:
+        """Return the state before the first token, to be passed to the first call when decoding.
+
+        Args:
+            rollback: by how many tokens the states that follow can go back (`AttentionState.rollback`), as when drafted
+                tokens are rejected. Convolutions over queries then keep as many more queries.
+        """
+        return AttentionState.empty(self.config.rounds, spare=rollback)
 
     def forward(
         self,
@@ -155,13 +162,13 @@ class Attention(nn.Module):
             else:
                 source = x - boosting.residual_coefficient * estimate
                 kv_source = source if boosting.kv_source == "residual" else x
-            heads, round_state = attention_round(source, kv_source, positions, mask, past.rounds[index])
+            heads, round_state = attention_round(source, kv_source, positions, mask, past.rounds[index], past.spare)
             states.append(round_state)
             estimate = heads if estimate is None else estimate + self.gates[index - 1](estimate, heads) * heads
         assert estimate is not None
         if self.head_output is not None:
             estimate = self.head_output(estimate.unflatten(-1, (config.heads.output_heads, -1))).flatten(-2)
-        return self.o_proj(estimate), None if state is None else AttentionState(rounds=tuple(states))
+        return self.o_proj(estimate), None if state is None else AttentionState(rounds=tuple(states), spare=past.spare)
 
     @staticmethod
     def _positions(x: Tensor, mask: AttentionMask, past: int) -> Tensor:

@@ -17,7 +17,7 @@ from heedful.nn.rotary import Rotary
 from heedful.nn.score_rule import HeadLayout, LayerSizes
 from heedful.nn.standard import StandardRule
 from heedful.nn.twicing import TwicingRule
-from heedful.ops.backends import Choice, choose_backend
+from heedful.ops.backends import Choice, Situation, choose_backend
 
 QueryConfig = LinearQuery | IdentityQuery | NonlinearQuery
 RuleConfig = StandardRule | TwicingRule | DifferentialRule | DifferentialV2Rule | TalkingHeadsRule | MultiTokenRule
@@ -136,7 +136,8 @@ class AttentionConfig:
         """Return this configuration at a place in a model."""
         return replace(self, layer_index=layer_index)
 
-    def choose_backend(self, *, training: bool = False) -> Choice:
+    def choose_backend(self, situation: Situation | None = None, *, training: bool = False) -> Choice:
         """Return the backend that a call takes and why; ValueError where the request cannot be obeyed."""
-        candidates = self.rule.backends(self.sizes, dropout_p=self.dropout if training else 0.0)
+        situation = Situation() if situation is None else situation
+        candidates = self.rule.backends(self.sizes, situation, dropout_p=self.dropout if training else 0.0)
         return choose_backend(self.rule.kind, self.backend, candidates)

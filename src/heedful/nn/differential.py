@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from heedful.nn.score_rule import HeadLayout, LayerSizes, MapCost, PlainLayout, ScoreRule
+from heedful.ops.backends import Situation
 from heedful.ops.differential import differential_attention, differential_attention_v2, differential_backends
 from heedful.ops.shapes import compute_dtype
 
@@ -49,7 +50,7 @@ class DifferentialRule(PlainLayout):
         """Return the module."""
         return DifferentialScores(sizes.head_dim, depth_lambda(sizes.layer_index))
 
-    def backends(self, sizes: LayerSizes, *, dropout_p: float) -> Mapping[str, str | None]:
+    def backends(self, sizes: LayerSizes, situation: Situation, *, dropout_p: float) -> Mapping[str, str | None]:
         """Return the operation's backends."""
         return differential_backends(dropout_p=dropout_p)
 
@@ -94,6 +95,7 @@ class DifferentialScores(ScoreRule):
         *,
         source: Tensor,
         memory: Tensor | None,
+        spare: int,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend with the difference of the maps; see `ScoreRule.forward`."""
@@ -114,7 +116,7 @@ class DifferentialV2Rule(PlainLayout):
         """Return the module."""
         return DifferentialV2Scores(sizes.hidden_size, sizes.num_heads)
 
-    def backends(self, sizes: LayerSizes, *, dropout_p: float) -> Mapping[str, str | None]:
+    def backends(self, sizes: LayerSizes, situation: Situation, *, dropout_p: float) -> Mapping[str, str | None]:
         """Return the operation's backends."""
         return differential_backends(dropout_p=dropout_p)
 
@@ -138,6 +140,7 @@ class DifferentialV2Scores(ScoreRule):
         *,
         source: Tensor,
         memory: Tensor | None,
+        spare: int,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend and subtract neighbours; see `ScoreRule.forward`."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from heedful.nn.score_rule import HeadLayout, LayerSizes, MapCost, PlainLayout, ScoreRule
-from heedful.ops.multi_token import multi_token_attention, multi_token_backends
+from heedful.ops.backends import Situation
+from heedful.ops.multi_token import CallSizes, PartSizes, multi_token_backends, multi_token_decode
 from heedful.schema import check_choices
 
 
@@ -77,11 +78,17 @@ class MultiTokenRule(PlainLayout):
         """Return the module."""
         return MultiTokenScores(self, sizes)
 
-    def backends(self, sizes: LayerSizes, *, dropout_p: float) -> Mapping[str, str | None]:
+    def backends(self, sizes: LayerSizes, situation: Situation, *, dropout_p: float) -> Mapping[str, str | None]:
         """Return the operation's backends."""
-        convolves = self.convolves(sizes.layer_index) and (self.pre_convolution or self.post_convolution)
-        mixes = self.pre_mixing is not None or self.post_mixing is not None
-        return multi_token_backends(changes_map=convolves or mixes)
+        kernel = (self.query_kernel_size, self.key_kernel_size) if self.convolves(sizes.layer_index) else None
+        parts = PartSizes(
+            kq_pre=kernel if self.pre_convolution else None,
+            kq_post=kernel if self.post_convolution else None,
+            head_pre=self.group_size(self.pre_mixing, sizes.num_heads),
+            head_post=self.group_size(self.post_mixing, sizes.num_heads),
+        )
+        call = CallSizes(sizes.num_heads, sizes.num_kv_heads, sizes.head_dim, dropout_p)
+        return multi_token_backends(parts, call, situation)
 
     def cost(self, sizes: LayerSizes) -> MapCost:
         """As standard, plus c_q c_k per convolution and c_h per mixing, for each head and pair."""
@@ -110,9 +117,9 @@ class TalkingHeadsRule(PlainLayout):
         """Return the multi-token module with mixing alone."""
         return self._as_multi_token().build(sizes)
 
-    def backends(self, sizes: LayerSizes, *, dropout_p: float) -> Mapping[str, str | None]:
+    def backends(self, sizes: LayerSizes, situation: Situation, *, dropout_p: float) -> Mapping[str, str | None]:
         """Return the operation's backends."""
-        return multi_token_backends()
+        return self._as_multi_token().backends(sizes, situation, dropout_p=dropout_p)
 
     def cost(self, sizes: LayerSizes) -> MapCost:
         """As standard, plus two mixings of all heads."""
@@ -173,12 +180,13 @@ class MultiTokenScores(ScoreRule):
         *,
         source: Tensor,
         memory: Tensor | None,
+        spare: int,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; rows of past queries are recomputed, read by the convolutions, and dropped."""
-        rows = query if memory is None else torch.cat([memory, query], dim=2)
-        output = multi_token_attention(
-            rows,
+        """Attend; the memory is the last queries, which the convolutions read again."""
+        output, kept = multi_token_decode(
+            query,
+            memory,
             key,
             value,
             kq_pre=self.kq_pre,
@@ -186,8 +194,7 @@ class MultiTokenScores(ScoreRule):
             head_pre=self.head_pre,
             head_post=self.head_post,
             key_query_mask=self.key_query_mask,
+            keep=spare,
             **options,
         )
-        # A copy: a view would keep the queries of a whole prompt alive.
-        kept = rows[:, :, rows.shape[2] - min(self.halo, rows.shape[2]) :].clone() if self.halo else None
-        return output[:, :, rows.shape[2] - query.shape[2] :], kept
+        return output, kept if self.halo else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from heedful.ops.backends import Situation
 from heedful.ops.masks import AttentionMask
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class ScoreRule(nn.Module):
         *,
         source: Float[Tensor, "b n hidden"],
         memory: Tensor | None,
+        spare: int,
         mask: AttentionMask,
         is_causal: bool,
         scale: float | None,
@@ -69,6 +71,8 @@ class ScoreRule(nn.Module):
             key, value: of all M positions, cached ones first.
             source: what the queries were projected from.
             memory: what the last call returned; None at the start, and always None when nothing is cached.
+            spare: by how many tokens the caller may go back before the next call; it then drops the last entries of the
+                memory's third dimension.
             mask, is_causal, scale, dropout_p, backend: as in `heedful.ops`.
         """
         raise NotImplementedError(f"{type(self).__name__} must define forward")
@@ -90,7 +94,7 @@ class ScoreRuleConfig(Protocol):
         """Return a new module."""
         ...
 
-    def backends(self, sizes: LayerSizes, *, dropout_p: float) -> Mapping[str, str | None]:
+    def backends(self, sizes: LayerSizes, situation: Situation, *, dropout_p: float) -> Mapping[str, str | None]:
         """Return the backends of this rule in this layer, as `heedful.ops.backends` describes them."""
         ...
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from heedful.nn.score_rule import LayerSizes, MapCost, PlainLayout, ScoreRule
+from heedful.ops.backends import Situation
 from heedful.ops.standard import standard_attention, standard_backends
 
 
@@ -22,7 +23,7 @@ class StandardRule(PlainLayout):
         """Return the module."""
         return StandardScores()
 
-    def backends(self, sizes: LayerSizes, *, dropout_p: float) -> Mapping[str, str | None]:
+    def backends(self, sizes: LayerSizes, situation: Situation, *, dropout_p: float) -> Mapping[str, str | None]:
         """Return the operation's backends."""
         return standard_backends(dropout_p=dropout_p)
 
@@ -42,6 +43,7 @@ class StandardScores(ScoreRule):
         *,
         source: Tensor,
         memory: Tensor | None,
+        spare: int,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend; see `ScoreRule.forward`."""

@@ -1,11 +1,13 @@
 """What an attention layer must remember between calls, and nothing more.
 
 States are immutable values: a call takes one and returns the next, so a caller can keep an old one and go back to it.
+Going back into the middle of a call, as when some of several drafted tokens are rejected, is `rollback`; a state must
+be made for it, since convolutions over queries then need earlier queries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,17 +34,50 @@ class RoundState:
             return key, value
         return torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2)
 
+    def without_last(self, tokens: int) -> RoundState:
+        """Return the memory without the last positions; every part of it ends with the newest position."""
+
+        def earlier(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[:, :, : max(tensor.shape[2] - tokens, 0)]
+
+        return RoundState(key=earlier(self.key), value=earlier(self.value), memory=earlier(self.memory))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AttentionState:
-    """The memory of one attention layer: one `RoundState` per boosting round."""
+    """The memory of one attention layer.
+
+    Attributes:
+        rounds: one `RoundState` per boosting round.
+        spare: by how many tokens the state after each call can go back.
+        taken_back: by how many tokens it has gone back since the last call.
+    """
 
     rounds: tuple[RoundState, ...]
+    spare: int = 0
+    taken_back: int = 0
 
     @classmethod
-    def empty(cls, rounds: int) -> AttentionState:
-        """Return the state before the first token."""
-        return cls(rounds=(RoundState(),) * rounds)
+    def empty(cls, rounds: int, *, spare: int = 0) -> AttentionState:
+        """Return the state before the first token; ValueError for a negative `spare`."""
+        if spare < 0:
+            raise ValueError(f"a state can go back by 0 or more tokens, got {spare}.")
+        return cls(rounds=(RoundState(),) * rounds, spare=spare)
+
+    def rollback(self, tokens: int) -> AttentionState:
+        """Return the state as it was `tokens` tokens earlier.
+
+        Raises:
+            ValueError: more tokens than the state was made for, or than there are.
+        """
+        room = min(self.spare - self.taken_back, self.length)
+        if not 0 <= tokens <= room:
+            raise ValueError(
+                f"this state can go back by 0 to {room} tokens, got {tokens}; it holds {self.length} tokens and was "
+                f"made with empty_state(rollback={self.spare})."
+            )
+        rounds = tuple(memory.without_last(tokens) for memory in self.rounds)
+        return replace(self, rounds=rounds, taken_back=self.taken_back + tokens)
 
     @property
     def length(self) -> int:

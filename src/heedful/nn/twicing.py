@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from heedful.nn.score_rule import LayerSizes, MapCost, PlainLayout, ScoreRule
+from heedful.ops.backends import Situation
 from heedful.ops.twicing import twicing_backends, twicing_step
 
 
@@ -22,7 +23,7 @@ class TwicingRule(PlainLayout):
         """Return the module."""
         return TwicingScores()
 
-    def backends(self, sizes: LayerSizes, *, dropout_p: float) -> Mapping[str, str | None]:
+    def backends(self, sizes: LayerSizes, situation: Situation, *, dropout_p: float) -> Mapping[str, str | None]:
         """Return the operation's backends."""
         return twicing_backends(dropout_p=dropout_p)
 
@@ -46,6 +47,7 @@ class TwicingScores(ScoreRule):
         *,
         source: Tensor,
         memory: Tensor | None,
+        spare: int,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend twice; see `ScoreRule.forward`."""

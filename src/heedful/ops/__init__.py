@@ -10,6 +10,7 @@ from heedful.ops.differential import differential_attention as differential_atte
 from heedful.ops.differential import differential_attention_v2 as differential_attention_v2
 from heedful.ops.masks import AttentionMask as AttentionMask
 from heedful.ops.multi_token import multi_token_attention as multi_token_attention
+from heedful.ops.multi_token import multi_token_decode as multi_token_decode
 from heedful.ops.standard import standard_attention as standard_attention
 from heedful.ops.talking_heads import talking_heads_attention as talking_heads_attention
 from heedful.ops.twicing import twicing_attention as twicing_attention

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
+
 from heedful.schema import did_you_mean
 
 BACKENDS = ("reference", "sdpa", "blockwise", "triton")
@@ -19,6 +21,23 @@ class Choice(NamedTuple):
 
     backend: str
     reason: str
+
+
+class Situation(NamedTuple):
+    """What besides the mechanism decides which backend is the fastest: where a call runs, its type and lengths."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    queries: int = 2048
+    keys: int = 2048
+
+
+class Candidates(dict[str, str | None]):
+    """Backends, best first, with None or the reason why a call cannot use them, and the reason of their order."""
+
+    def __init__(self, refusals: Mapping[str, str | None], reason: str | None = None) -> None:
+        super().__init__(refusals)
+        self.reason = reason
 
 
 def choose_backend(mechanism: str, request: str, candidates: Mapping[str, str | None]) -> Choice:
@@ -36,8 +55,10 @@ def choose_backend(mechanism: str, request: str, candidates: Mapping[str, str | 
         refused = []
         for backend, refusal in candidates.items():
             if refusal is None:
-                why = "; ".join(refused) if refused else f"the fastest exact backend of {mechanism} attention"
-                return Choice(backend, why)
+                preferred = getattr(candidates, "reason", None)
+                if preferred is None or refused:
+                    preferred = "; ".join(refused) or f"the fastest exact backend of {mechanism} attention"
+                return Choice(backend, preferred)
             refused.append(f"{backend} cannot be used: {refusal}")
         raise ValueError(f"no backend of {mechanism} attention can run this call: {'; '.join(refused)}.")
     if request not in BACKENDS:

@@ -32,6 +32,10 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, *, mask: AttentionMa
         raise ValueError(
             f"query, key and value must share one dtype, got {query.dtype}, {key.dtype} and {value.dtype}."
         )
+    if not query.device == key.device == value.device:
+        raise ValueError(
+            f"query, key and value must be on one device, got {query.device}, {key.device} and {value.device}."
+        )
     if not query.shape[0] == key.shape[0] == value.shape[0]:
         raise ValueError(f"batch sizes differ: query {query.shape[0]}, key {key.shape[0]}, value {value.shape[0]}.")
     if query.shape[-1] != key.shape[-1]:

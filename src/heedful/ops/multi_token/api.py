@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
-from heedful.ops.backends import choose_backend
+from heedful.ops.backends import Situation, choose_backend
 from heedful.ops.masks import NO_MASK, AttentionMask
+from heedful.ops.multi_token.blockwise import multi_token_blockwise
+from heedful.ops.multi_token.choice import CallSizes, PartSizes, multi_token_backends
+from heedful.ops.multi_token.mixed_outputs import mixed_outputs
+from heedful.ops.multi_token.parts import Parts
 from heedful.ops.multi_token.reference import multi_token_reference
 from heedful.ops.shapes import check_inputs
 from heedful.ops.standard import sdpa
@@ -55,51 +58,108 @@ def multi_token_attention(
         mask: padding, packed documents, sliding window. Convolutions never read padding or another document. With a
             window, "double" hides what lies outside of row r's window, "exact" what lies outside of row i's.
         is_causal, scale, dropout_p: as in `standard_attention`; dropout acts on the final weights.
-        backend: "auto", "reference", or "sdpa" when no part is given.
+        backend: "auto", or one of
+
+            * "reference": the equations on whole maps, O(B H N M) memory, twice differentiable;
+            * "blockwise": block by block, on any device, O(B H (N d + block M)) memory forward and backward;
+            * "triton": the same with a fused CUDA kernel between the products, tiles in the storage type;
+            * "sdpa": where no part but head_post is given.
+
+            Of these only "reference" has second derivatives. `heedful.explain` says which one "auto" takes.
 
     Returns:
         (B, H, N, d_v) in the values' type. Rows of the final weights need not sum to one. Scores, convolutions, mixing
-        and softmax are computed in float32 (float64 for float64). Memory of the reference: O(B H N M).
+        and softmax are computed in float32 (float64 for float64). A query which sees nothing has output and gradient
+        zero.
 
     Raises:
-        ValueError: parameters whose shapes do not fit the heads, unknown mask forms, impossible backends.
+        ValueError: parameters whose shapes, types or devices do not fit, more queries than keys, unknown mask forms,
+            impossible backends.
     """
-    check_inputs(query, key, value, mask=mask, dropout_p=dropout_p)
-    heads = query.shape[1]
-    for name, kernel in (("kq_pre", kq_pre), ("kq_post", kq_post)):
-        if kernel is not None and (kernel.dim() != 3 or kernel.shape[0] != heads or 0 in kernel.shape):
-            raise ValueError(f"{name} must have shape (heads = {heads}, c_q, c_k), got {tuple(kernel.shape)}.")
-    for name, mixing in (("head_pre", head_pre), ("head_post", head_post)):
-        if mixing is None:
-            continue
-        if mixing.dim() != 3 or mixing.shape[1] != mixing.shape[2] or mixing.shape[0] * mixing.shape[1] != heads:
-            raise ValueError(
-                f"{name} must have shape (heads / c_h, c_h, c_h) with {heads} heads in all, got {tuple(mixing.shape)}."
-            )
-    if key_query_mask not in ("double", "exact"):
-        raise ValueError(f"key_query_mask must be 'double' or 'exact', got {key_query_mask!r}.")
-    mask = NO_MASK if mask is None else mask
-    changes_map = any(part is not None for part in (kq_pre, kq_post, head_pre, head_post))
-    choice = choose_backend("multi-token", backend, multi_token_backends(changes_map=changes_map))
-    if choice.backend == "sdpa":
-        return sdpa(query, key, value, mask=mask, is_causal=is_causal, scale=scale, dropout_p=dropout_p)
-    return multi_token_reference(
+    return run_multi_token(
         query,
         key,
         value,
-        kq_pre=kq_pre,
-        kq_post=kq_post,
-        head_pre=head_pre,
-        head_post=head_post,
-        exact_mask=key_query_mask == "exact",
+        Parts(kq_pre, kq_post, head_pre, head_post),
+        key_query_mask=key_query_mask,
         mask=mask,
         is_causal=is_causal,
         scale=scale,
         dropout_p=dropout_p,
+        backend=backend,
     )
 
 
-def multi_token_backends(*, changes_map: bool = True) -> Mapping[str, str | None]:
-    """Say which backends can run a call; `changes_map`: at least one kernel or head mixing is given."""
-    refusal = "convolutions and head mixing need the attention map, which SDPA does not give" if changes_map else None
-    return {"sdpa": refusal, "reference": None}
+def run_multi_token(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    parts: Parts,
+    *,
+    key_query_mask: str,
+    mask: AttentionMask | None,
+    is_causal: bool,
+    scale: float | None,
+    dropout_p: float,
+    backend: str,
+    context: int = 0,
+) -> Tensor:
+    """Check, choose and compute; the first `context` queries only feed the convolutions and have no output."""
+    check_inputs(query, key, value, mask=mask, dropout_p=dropout_p)
+    _check_parts(query, key, parts)
+    if key_query_mask not in ("double", "exact"):
+        raise ValueError(f"key_query_mask must be 'double' or 'exact', got {key_query_mask!r}.")
+    mask = NO_MASK if mask is None else mask
+    heads, queries, head_dim = query.shape[1:]
+    candidates = multi_token_backends(
+        PartSizes.of(parts),
+        CallSizes(heads, key.shape[1], head_dim, dropout_p),
+        Situation(query.device.type, query.dtype, queries, key.shape[2]),
+    )
+    choice = choose_backend("multi-token", backend, candidates)
+    options = {"mask": mask, "is_causal": is_causal, "scale": scale}
+    if choice.backend in ("blockwise", "triton"):
+        return multi_token_blockwise(
+            query,
+            key,
+            value,
+            parts,
+            exact_mask=key_query_mask == "exact",
+            dropout_p=dropout_p,
+            context=context,
+            mixer="triton" if choice.backend == "triton" else "torch",
+            **options,
+        )
+    if choice.backend == "sdpa" and parts.head_post is not None:
+        return mixed_outputs(query[:, :, context:], key, value, parts.head_post, **options)
+    if choice.backend == "sdpa":
+        return sdpa(query[:, :, context:], key, value, dropout_p=dropout_p, **options)
+    exact = key_query_mask == "exact"
+    output = multi_token_reference(
+        query, key, value, **parts._asdict(), exact_mask=exact, dropout_p=dropout_p, **options
+    )
+    return output[:, :, context:]
+
+
+def _check_parts(query: Tensor, key: Tensor, parts: Parts) -> None:
+    heads = query.shape[1]
+    if query.shape[2] > key.shape[2]:
+        raise ValueError(
+            f"queries are the last of the key positions, but there are {query.shape[2]} queries and {key.shape[2]} "
+            f"keys."
+        )
+    for name, part in parts._asdict().items():
+        if part is None:
+            continue
+        if name.startswith("kq") and (part.dim() != 3 or part.shape[0] != heads or 0 in part.shape):
+            raise ValueError(f"{name} must have shape (heads = {heads}, c_q, c_k), got {tuple(part.shape)}.")
+        if name.startswith("head") and (
+            part.dim() != 3 or part.shape[1] != part.shape[2] or part.shape[0] * part.shape[1] != heads
+        ):
+            raise ValueError(
+                f"{name} must have shape (heads / c_h, c_h, c_h) with {heads} heads in all, got {tuple(part.shape)}."
+            )
+        if not part.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor, got {part.dtype}.")
+        if part.device != query.device:
+            raise ValueError(f"{name} must be on the device of query, {query.device}, got {part.device}.")

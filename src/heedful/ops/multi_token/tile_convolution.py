@@ -9,7 +9,7 @@ faster on a CPU than any other form (docs/log.md has the figures):
 
 * the input gradient convolves the zero-padded dy with the turned kernel;
 * the weight gradient cuts dy and x into pieces and takes each piece of dy as a *kernel* over its piece of x;
-* oneDNN works on 16 float32 channels at a time, so that fewer heads are cut into row pieces, which become channels.
+* oneDNN works on 16 float32 channels at a time, so that fewer heads are cut into parts, which become channels.
 
 Legend: R rows, C columns of the result, c_q x c_k kernel.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 LANES = 16  # float32 numbers in one AVX-512 register
+FLAT_COLUMNS = 256  # of a part of a tile with few rows; half as fast at 2048, slower below 128
 PIECE = (16, 64)  # rows and columns of the pieces of the weight gradient; flat between 8 x 64 and 32 x 64
 
 
@@ -34,20 +35,23 @@ def convolve(
     """Return the valid positions of the convolution, one kernel per head."""
     batch, heads, rows, columns = tile.shape
     row_taps, key_taps = kernel.shape[1:]
-    result_rows, result_columns = rows - row_taps + 1, columns - key_taps + 1
-    parts = _row_parts(batch * heads, result_rows) if tile.device.type == "cpu" else 1
-    channels = batch * heads * parts
-    part_rows = -(-result_rows // parts)
-    missing = part_rows * parts - result_rows
-    if missing:
-        tile = pad(tile, (0, 0, 0, missing))
-    pieces = tile.contiguous().flatten(0, 1)
-    if parts > 1:
-        pieces = pieces.unfold(1, part_rows + row_taps - 1, part_rows).transpose(-1, -2)
-    kernels = kernel.expand(batch, *kernel.shape).flatten(0, 1).repeat_interleave(parts, dim=0)
-    pieces = pieces.reshape(1, channels, part_rows + row_taps - 1, columns)
+    shape = (rows - row_taps + 1, columns - key_taps + 1)  # of the result
+    parts = _parts(batch * heads, shape) if tile.device.type == "cpu" else (1, 1)
+    part = (-(-shape[0] // parts[0]), -(-shape[1] // parts[1]))  # rows and columns of a part of the result
+    missing = (part[0] * parts[0] - shape[0], part[1] * parts[1] - shape[1])
+    if any(missing):
+        tile = pad(tile, (0, missing[1], 0, missing[0]))
+    pieces = tile.contiguous()
+    if parts != (1, 1):  # b h row_parts column_parts rows columns
+        pieces = pieces.unfold(2, part[0] + row_taps - 1, part[0]).unfold(3, part[1] + key_taps - 1, part[1])
+    channels = batch * heads * parts[0] * parts[1]
+    kernels = kernel.expand(batch, *kernel.shape).flatten(0, 1).repeat_interleave(parts[0] * parts[1], dim=0)
+    pieces = pieces.reshape(1, channels, part[0] + row_taps - 1, part[1] + key_taps - 1)
     result = conv2d(pieces, kernels[:, None], groups=channels)
-    return result.view(batch, heads, parts * part_rows, result_columns)[:, :, :result_rows]
+    if parts[1] > 1:
+        result = result.view(batch * heads * parts[0], parts[1], *part).transpose(1, 2)
+    result = result.reshape(batch, heads, parts[0] * part[0], parts[1] * part[1])
+    return result[:, :, : shape[0], : shape[1]]
 
 
 def convolve_input_gradient(
@@ -81,9 +85,17 @@ def convolve_weight_gradient(
     return result.view(batch, heads, count, above + 1, beside + 1).sum((0, 2))
 
 
-def _row_parts(channels: int, rows: int) -> int:
-    """Return into how many row pieces to cut each channel so that full registers of channels are worked on."""
-    for parts in (1, 2, 4, 8):
-        if channels * parts % LANES == 0 and rows >= 8 * parts:
-            return parts
-    return max(1, min(-(-LANES // channels), rows // 8))
+def _parts(channels: int, shape: tuple[int, int]) -> tuple[int, int]:
+    """Return into how many rows and columns of parts to cut each channel, to work on full registers of channels.
+
+    Parts of rows lie one behind the other in the result; parts of columns must be put side by side again, so they are
+    for tiles of few rows, as in decoding.
+    """
+    parts = 1
+    while channels * parts % LANES and parts < LANES:
+        parts *= 2
+    if shape[0] >= 8 * parts:
+        return parts, 1
+    while shape[1] >= 2 * FLAT_COLUMNS * parts:
+        parts *= 2
+    return (1, parts) if shape[1] >= FLAT_COLUMNS // 4 * parts else (1, 1)

@@ -16,6 +16,7 @@ Legend: N queries, M keys, i line, j key.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -48,13 +49,13 @@ class Lines:
 
     Attributes:
         count: number of lines.
-        query: (batch, lines) the query of each line, -1 for an empty line; None when line i is query i.
+        line: (batch, N) the line of each query; None when query i is line i.
         first, last: (batch or 1, lines) interval of visible keys.
         real: (batch or 1, M) False for padding among the keys; None when nothing is padding.
     """
 
     count: int
-    query: Int[Tensor, "b lines"] | None
+    line: Int[Tensor, "b n"] | None
     first: Int[Tensor, "#b lines"]
     last: Int[Tensor, "#b lines"]
     real: Bool[Tensor, "#b keys"] | None
@@ -94,10 +95,9 @@ class Lines:
         batch, queries = segments.shape
         line = torch.arange(queries) + gap * (segments - segments[:, :1])
         count = int(line[:, -1].max()) + 1 if queries else 0
-        query = torch.full((batch, count), -1).scatter(1, line, torch.arange(queries).expand(batch, -1))
         first = torch.full((batch, count), NEVER).scatter(1, line, first)
         last = torch.full((batch, count), -1).scatter(1, line, last)
-        return cls(count, query, first, last, real)
+        return cls(count, line, first, last, real)
 
     def narrow(self, batch: slice) -> Lines:
         """Return the lines of a slice of the batch."""
@@ -108,7 +108,7 @@ class Lines:
         first, last = part(self.first), part(self.last)
         assert first is not None
         assert last is not None
-        return Lines(self.count, part(self.query), first, last, part(self.real))
+        return Lines(self.count, part(self.line), first, last, part(self.real))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,10 +155,21 @@ class Tile:
             seen = seen & self.real[:, None, key.clamp(0, keys - 1)]
         return seen[:, None]
 
+    @functools.cached_property
+    def _hidden(self) -> list[tuple[int, Tensor]]:
+        """For each edge of `scores` its first key and what is invisible there; the other regions are parts of it."""
+        region = self.scores
+        return [(region.left + start, ~self.visible(region, region, start, stop)) for start, stop in self.edges(region)]
+
     def hide(self, tensor: Tensor, region: Region, value: float) -> Tensor:
         """Set what is invisible in a region's tensor to `value`, in place."""
-        for start, stop in self.edges(region):
-            tensor[..., start:stop].masked_fill_(~self.visible(region, region, start, stop), value)
+        top = region.top - self.scores.top
+        for key, hidden in self._hidden:
+            start = max(key, region.left)
+            stop = min(key + hidden.shape[-1], region.left + region.columns)
+            if start < stop:
+                part = hidden[:, :, top : top + region.rows, start - key : stop - key]
+                tensor[..., start - region.left : stop - region.left].masked_fill_(part, value)
         return tensor
 
 
@@ -177,7 +188,8 @@ def tiles(lines: Lines, begin: int, rows: int, pre: Reach, post: Reach, device: 
         if low >= high:  # the block sees nothing
             continue
         clear = (0, 0) if holes else (int(first[:, of_scores].max()), int(last[:, of_scores].min()) + 1)
-        weights = Region(start, stop - start, low, high - low)
+        columns = rounded_width(high - low) if device.type == "cpu" else high - low
+        weights = Region(start, stop - start, low, columns)
         region = _enlarged(weights, post)
         device_first, device_last, real = on_device
         assert device_first is not None
@@ -193,6 +205,16 @@ def tiles(lines: Lines, begin: int, rows: int, pre: Reach, post: Reach, device: 
             clear=clear,
             has_blind_lines=bool((last[:, of_map] < 0).any()),
         )
+
+
+def rounded_width(columns: int) -> int:
+    """Round up so that few widths occur: multiples of 1/8 of the power of two below, and of 16.
+
+    A CPU library compiles a convolution for every new shape and keeps a limited number of them. While decoding, every
+    step has a new number of keys; a long text has more tiles than the library keeps. At most 1/8 is added.
+    """
+    step = max(16, 2 ** (columns.bit_length() - 1) // 8)
+    return -(-columns // step) * step
 
 
 def _enlarged(region: Region, reach: Reach) -> Region:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from heedful.ops.multi_token.parts import Parts
 from heedful.ops.multi_token.tile_convolution import (

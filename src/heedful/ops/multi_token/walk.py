@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from heedful.ops.masks import AttentionMask
+from heedful.ops.multi_token.allocation import keep_freed_memory
 from heedful.ops.multi_token.parts import Parts, Reach
-from heedful.ops.multi_token.tiles import Lines, Region, Tile, tiles
+from heedful.ops.multi_token.tiles import Lines, Region, Tile, rounded_width, tiles
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-TILE_NUMBERS = 2**20  # float32 numbers of a tile that still lie in a CPU's shared cache, with their intermediates
+TILE_NUMBERS = 2**21  # numbers of a tile; measured flat between 2^20 and 2^21 on a CPU with 32 MiB of shared cache
 MOST_ROWS, FEWEST_ROWS = 128, 32
 
 
@@ -77,7 +78,8 @@ class Walk:
         output = value.new_zeros(batch, heads, queries - self.context, value.shape[-1])
         for number, part in enumerate(self._slices(query, key, value)):
             mixer = mixer_of(number)
-            result = torch.zeros(*part.query.shape[:3], value.shape[-1], dtype=self.dtype, device=query.device)
+            shape = (part.query.shape[0], heads, part.lines.count, value.shape[-1])
+            result = torch.zeros(shape, dtype=self.dtype, device=query.device)
             for tile in part.tiles():
                 weights = mixer.forward(part.scores(tile), tile)
                 part.read_out(weights, tile, into=result)
@@ -104,17 +106,16 @@ class Walk:
             sums = [torch.zeros(t.shape, dtype=wide, device=t.device) for t in (part.query, part.key, part.value)]
             for tile in part.tiles():
                 scores = part.scores(tile)
-                gradient_here = output_gradient[:, :, _rows(tile.weights)]
-                weights_gradient = part.grouped(gradient_here) @ part.values(tile).transpose(-1, -2)
-                weights, scores_gradient = mixer.backward(
-                    scores, part.ungrouped(weights_gradient, gradient_here.shape[2]), tile
-                )
+                gradient_here = output_gradient[:, :, _lines(tile.weights)]
+                weights_gradient = part.weights_gradient(gradient_here, tile)
+                weights, scores_gradient = mixer.backward(scores, weights_gradient, tile)
                 del scores, weights_gradient
-                part.add_gradients(weights, scores_gradient, gradient_here, tile, *sums)
+                part.add_gradients(weights, scores_gradient, gradient_here, tile, sums)
                 del weights, scores_gradient
-            results[0][part.batch] = part.without_padding(part.from_lines(sums[0].mul_(self.scale))).to(query.dtype)
-            results[1][part.batch] = sums[1].to(key.dtype)
-            results[2][part.batch] = sums[2].to(value.dtype)
+            query_sum = part.from_lines(sums[0][:, :, part.top :].mul_(self.scale))
+            results[0][part.batch] = part.without_padding(query_sum).to(query.dtype)
+            results[1][part.batch] = sums[1][:, :, part.keys].to(key.dtype)
+            results[2][part.batch] = sums[2][:, :, part.keys].to(value.dtype)
             for index, one in enumerate(mixer.gradients):
                 if one is not None:
                     known = totals[index]
@@ -122,6 +123,8 @@ class Walk:
         return results[0], results[1], results[2], Parts(*totals)
 
     def _slices(self, query: Tensor, key: Tensor, value: Tensor) -> Iterator[_Slice]:
+        if query.device.type == "cpu":
+            keep_freed_memory()
         batch, heads, queries, _ = query.shape
         keys = key.shape[2]
         gap = max(self.pre.rows, self.post.rows)
@@ -143,7 +146,7 @@ def block_sizes(batch: int, heads: int, queries: int, keys: int) -> tuple[int, i
     """
     together = max(1, min(batch, TILE_NUMBERS // max(1, heads * keys * min(64, queries))))
     fitting = TILE_NUMBERS // max(1, together * heads * keys)
-    rows = max(FEWEST_ROWS, min(MOST_ROWS, 2 ** max(fitting, 1).bit_length() // 2))
+    rows = max(FEWEST_ROWS, min(MOST_ROWS, 2 ** (max(fitting, 1).bit_length() - 1)))
     return min(rows, max(queries, 1)), together
 
 
@@ -157,16 +160,25 @@ class _Slice:
         self.real = None
         if lines.real is not None:
             self.real = lines.real[:, None, lines.real.shape[1] - query.shape[2] :, None].to(query.device)
-        queries = self.without_padding(query[batch])
-        self.place = None if lines.query is None else lines.query.to(query.device)[:, None, :, None]
-        self.query = self.to_lines((queries * walk.scale).to(walk.dtype))
-        self.key, self.value = (tensor[batch].to(walk.dtype).contiguous() for tensor in (key, value))
-        self.queries = query.shape[2]
+        self.line = None if lines.line is None else lines.line.to(query.device)[:, None, :, None]
+        queries = self.to_lines((self.without_padding(query[batch]) * walk.scale).to(walk.dtype))
+        keys, values = (tensor[batch].to(walk.dtype) for tensor in (key, value))
+        # With zeros around queries and keys, tiles that stick out of the map come out of the product as they shall be.
+        # A few new rows are not worth a copy of all keys: there the tile itself is padded.
+        self.top = self.left = right = 0
+        if lines.count - walk.context >= FEWEST_ROWS:
+            self.top, self.left = walk.pre.rows + walk.post.rows, walk.pre.left + walk.post.left
+            right = rounded_width(key.shape[2]) - key.shape[2] + walk.pre.right + walk.post.right
+        self.query = pad(queries, (0, 0, self.top, 0)) if self.top else queries
+        self.key, self.value = (
+            pad(tensor, (0, 0, self.left, right)) if self.left or right else tensor.contiguous()
+            for tensor in (keys, values)
+        )
+        self.keys = slice(self.left, self.left + key.shape[2])
 
     def tiles(self) -> Iterator[Tile]:
-        begin = self.walk.context
-        if self.lines.query is not None and begin:
-            begin = int((self.lines.query < begin).sum(1).min())
+        """Yield the tiles of this slice."""
+        begin = self.walk.context if self.lines.line is None else int(self.lines.line[:, self.walk.context].min())
         return tiles(self.lines, begin, self.block, self.walk.pre, self.walk.post, self.query.device)
 
     def without_padding(self, tensor: Tensor) -> Tensor:
@@ -175,21 +187,17 @@ class _Slice:
 
     def to_lines(self, tensor: Tensor) -> Tensor:
         """Bring (b, H, N, x) into lines; empty lines are zero."""
-        if self.place is None:
+        if self.line is None:
             return tensor
-        index = self.place.clamp(min=0).expand(*tensor.shape[:2], -1, tensor.shape[-1])
-        return tensor.gather(2, index).masked_fill_(self.place < 0, 0.0)
+        batch, heads, _, width = tensor.shape
+        empty = tensor.new_zeros(batch, heads, self.lines.count, width)
+        return empty.scatter_(2, self.line.expand(batch, heads, -1, width), tensor)
 
     def from_lines(self, tensor: Tensor) -> Tensor:
         """Bring (b, H, lines, x) back to queries."""
-        if self.place is None:
+        if self.line is None:
             return tensor
-        real = self.place >= 0
-        index = real.cumsum(2)
-        index = torch.zeros((tensor.shape[0], 1, self.queries + 1, 1), dtype=torch.long, device=tensor.device).scatter_(
-            2, index * real, torch.arange(tensor.shape[2], device=tensor.device)[None, None, :, None].expand_as(index)
-        )
-        return tensor.gather(2, index[:, :, 1:].expand(*tensor.shape[:2], -1, tensor.shape[-1]))
+        return tensor.gather(2, self.line.expand(*tensor.shape[:2], -1, tensor.shape[-1]))
 
     def grouped(self, tensor: Tensor) -> Tensor:
         """(b, H, rows, x) -> (b, G, H/G * rows, x): the query heads of a key head stand below each other."""
@@ -203,57 +211,63 @@ class _Slice:
 
     def scores(self, tile: Tile) -> Tensor:
         """Return scale Q K^T of the region `scores`, zero outside the map."""
-        rows, columns = _rows(tile.scores), self._columns(tile.scores)
+        rows, columns = self._rows(tile.scores), self._columns(tile.scores)
         queries = self.query[:, :, rows]
         scores = self.grouped(queries) @ self.key[:, :, columns].transpose(-1, -2)
-        region = tile.scores
-        outside = (columns.start - region.left, region.left + region.columns - columns.stop, rows.start - region.top, 0)
-        scores = self.ungrouped(scores, queries.shape[2])
-        return pad(scores, outside) if any(outside) else scores
-
-    def values(self, tile: Tile) -> Tensor:
-        """Return the values that a tile reads."""
-        return self.value[:, :, self._columns(tile.weights)]
+        return _padded(self.ungrouped(scores, queries.shape[2]), self._outside(tile.scores))
 
     def read_out(self, weights: Tensor, tile: Tile, *, into: Tensor) -> None:
         """Write B V."""
-        rows = _rows(tile.weights)
-        into[:, :, rows] = self.ungrouped(self.grouped(weights) @ self.values(tile), rows.stop - rows.start)
+        rows = _lines(tile.weights)
+        inside = self.grouped(_cropped(weights, self._outside(tile.weights)))
+        result = inside @ self.value[:, :, self._columns(tile.weights)]
+        into[:, :, rows] = self.ungrouped(result, rows.stop - rows.start)
+
+    def weights_gradient(self, output_gradient: Tensor, tile: Tile) -> Tensor:
+        """Return dO V^T of the region `weights`, zero outside the map."""
+        product = self.grouped(output_gradient) @ self.value[:, :, self._columns(tile.weights)].transpose(-1, -2)
+        return _padded(self.ungrouped(product, output_gradient.shape[2]), self._outside(tile.weights))
 
     def add_gradients(
-        self,
-        weights: Tensor,
-        scores_gradient: Tensor,
-        output_gradient: Tensor,
-        tile: Tile,
-        query_sum: Tensor,
-        key_sum: Tensor,
-        value_sum: Tensor,
+        self, weights: Tensor, scores_gradient: Tensor, output_gradient: Tensor, tile: Tile, sums: list[Tensor]
     ) -> None:
         """Add what a tile gives to the gradients of the (scaled) queries, keys and values."""
-        _add_product(
-            value_sum[:, :, self._columns(tile.weights)],
-            self.grouped(weights).transpose(-1, -2),
-            self.grouped(output_gradient),
-        )
-        region, rows, columns = tile.scores, _rows(tile.scores), self._columns(tile.scores)
-        inside = scores_gradient[
-            :,
-            :,
-            rows.start - region.top :,
-            columns.start - region.left : columns.stop - region.left,
-        ]
-        grouped = self.grouped(inside)
-        query_sum[:, :, rows] += self.ungrouped(grouped @ self.key[:, :, columns], rows.stop - rows.start)
-        _add_product(key_sum[:, :, columns], grouped.transpose(-1, -2), self.grouped(self.query[:, :, rows]))
+        query_sum, key_sum, value_sum = sums
+        inside = self.grouped(_cropped(weights, self._outside(tile.weights)))
+        columns = self._columns(tile.weights)
+        _add_product(value_sum[:, :, columns], inside.transpose(-1, -2), self.grouped(output_gradient))
+        rows, columns = self._rows(tile.scores), self._columns(tile.scores)
+        inside = self.grouped(_cropped(scores_gradient, self._outside(tile.scores)))
+        query_sum[:, :, rows] += self.ungrouped(inside @ self.key[:, :, columns], rows.stop - rows.start)
+        _add_product(key_sum[:, :, columns], inside.transpose(-1, -2), self.grouped(self.query[:, :, rows]))
+
+    def _rows(self, region: Region) -> slice:
+        """Where a region's lines stand in `query`."""
+        return slice(max(region.top + self.top, 0), region.top + self.top + region.rows)
 
     def _columns(self, region: Region) -> slice:
-        keys = self.key.shape[2]
-        return slice(max(region.left, 0), min(region.left + region.columns, keys))
+        """Where a region's keys stand in `key` and `value`."""
+        start = region.left + self.left
+        return slice(max(start, 0), min(start + region.columns, self.key.shape[2]))
+
+    def _outside(self, region: Region) -> tuple[int, int, int]:
+        """How many columns on the left, columns on the right and rows above lie outside of `key` and `query`."""
+        start, columns = region.left + self.left, self._columns(region)
+        return columns.start - start, start + region.columns - columns.stop, max(-region.top - self.top, 0)
 
 
-def _rows(region: Region) -> slice:
-    return slice(max(region.top, 0), region.top + region.rows)
+def _lines(region: Region) -> slice:
+    return slice(region.top, region.top + region.rows)
+
+
+def _padded(tensor: Tensor, outside: tuple[int, int, int]) -> Tensor:
+    left, right, above = outside
+    return pad(tensor, (left, right, above, 0)) if any(outside) else tensor
+
+
+def _cropped(tensor: Tensor, outside: tuple[int, int, int]) -> Tensor:
+    left, right, above = outside
+    return tensor[:, :, above:, left : tensor.shape[-1] - right]
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
