@@ -16,7 +16,7 @@ from pathlib import Path
 from heedful.files import write_text_atomically
 from heedful.study.headline import headline
 from heedful.study.table import columns, rows
-from heedful.support import support_table
+from heedful.support import PART_COMBINATIONS, support_table
 
 ROOT = Path(__file__).parent.parent
 COMPARISONS = ("demo", "demo-find-the-block", "wiki-10m-small")
@@ -26,7 +26,10 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
     """Return the files with generated parts, and what belongs into each."""
     return {
         ROOT / "README.md": {"support": lambda: support_table(details=False), "demo": lambda: comparison_table("demo")},
-        ROOT / "docs/support.md": {"support": lambda: support_table(details=True)},
+        ROOT / "docs/support.md": {
+            "support": lambda: support_table(details=True),
+            "support-parts": lambda: support_table(PART_COMBINATIONS, details=False),
+        },
         ROOT / "docs/benchmarks.md": {"layers": benchmark_tables},
         ROOT / "docs/results.md": {name: partial(comparison_table, name) for name in COMPARISONS},
     }

@@ -6,9 +6,12 @@ so that no claim is untested. A cell that is not supported names the reason and 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from heedful.nn.config import AttentionConfig
+from heedful.nn.multi_token import MultiTokenRule
 from heedful.nn.presets import PRESETS, attention_config
 from heedful.ops.backends import Situation
 
@@ -20,6 +23,14 @@ SUMS = (
     "boosted+nonlinear-query+multi-token",
 )
 """The sums of presets that the battery covers besides every single preset."""
+
+PARTS = ("kq_pre", "kq_post", "head_pre", "head_post")
+PART_COMBINATIONS = tuple(
+    "multi-token[" + " ".join(name for name, there in zip(PARTS, flags, strict=True) if there) + "]"
+    for flags in itertools.product((True, False), repeat=4)
+    if any(flags)
+)
+"""Every combination of the four parts of multi-token attention; two heads are mixed before the softmax, all after."""
 
 FEATURES: Mapping[str, str] = {
     "reference": "outputs and gradients equal those of the reference",
@@ -63,6 +74,7 @@ _UNSUPPORTED: Mapping[tuple[str, str], str] = {
 
 _UNSUPPORTED_BY_BACKEND: Mapping[tuple[str, str, str], str] = {
     ("twicing", "sdpa", "dropout"): "both passes must use the same dropped map",
+    ("multi-token[head_post]", "sdpa", "dropout"): "dropout acts on the mixed weights",
 }
 
 
@@ -80,16 +92,30 @@ def mechanisms() -> tuple[str, ...]:
     return (*PRESETS, *SUMS)
 
 
-def backends_of(mechanism: str) -> tuple[str, ...]:
-    """Return the backends which can run a mechanism's layers at all."""
-    config = attention_config(mechanism, hidden_size=32, num_heads=4)
+def layer_config(name: str, **fields: Any) -> AttentionConfig:
+    """Return the layer of a preset, a sum, or a combination of parts."""
+    if name not in PART_COMBINATIONS:
+        return attention_config(name, **fields)
+    parts = name.removeprefix("multi-token[").removesuffix("]").split()
+    rule = MultiTokenRule(
+        pre_convolution="kq_pre" in parts,
+        post_convolution="kq_post" in parts,
+        pre_mixing=2 if "head_pre" in parts else None,
+        post_mixing="all" if "head_post" in parts else None,
+    )
+    return attention_config(rule=rule, **fields)
+
+
+def backends_of(name: str) -> tuple[str, ...]:
+    """Return the backends which can run the layers of a preset, a sum or a combination of parts on any device."""
+    config = layer_config(name, hidden_size=32, num_heads=4)
     candidates = config.rule.backends(config.sizes, Situation(), dropout_p=0.0)
     return tuple(sorted(backend for backend, refusal in candidates.items() if refusal is None))
 
 
-def cells() -> Iterator[Cell]:
-    """Return every claim."""
-    for mechanism in mechanisms():
+def cells(names: tuple[str, ...] | None = None) -> Iterator[Cell]:
+    """Return every claim, or those about some presets, sums and combinations of parts."""
+    for mechanism in (*mechanisms(), *PART_COMBINATIONS) if names is None else names:
         for backend in backends_of(mechanism):
             for feature in FEATURES:
                 yield Cell(mechanism, backend, feature, _why_not(mechanism, backend, feature))
@@ -103,12 +129,13 @@ def _why_not(mechanism: str, backend: str, feature: str) -> str | None:
     return _UNSUPPORTED.get((backend, feature))
 
 
-def support_table(*, details: bool = True) -> str:
-    """Return the table in Markdown, with the reasons of what is missing below it and, with `details`, what
-    each column claims.
+def support_table(names: tuple[str, ...] | None = None, *, details: bool = True) -> str:
+    """Return the table of presets and sums, or of `names`, in Markdown.
+
+    The reasons of what is missing stand below it and, with `details`, what each column claims.
     """
     rows: dict[tuple[str, str], dict[str, str | None]] = {}
-    for cell in cells():
+    for cell in cells(mechanisms() if names is None else names):
         rows.setdefault((cell.mechanism, cell.backend), {})[cell.feature] = cell.reason
     notes = list(dict.fromkeys(reason for row in rows.values() for reason in row.values() if reason is not None))
     lines = [

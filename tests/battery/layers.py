@@ -2,7 +2,8 @@
 
 import torch
 
-from heedful.nn import Attention, MultiTokenRule, attention_config
+from heedful.nn import Attention, MultiTokenRule
+from heedful.support import layer_config
 
 HIDDEN, HEADS = 16, 4
 
@@ -18,7 +19,7 @@ def small_kernels(config):
 
 def config_of(mechanism, backend="reference", **fields):
     fields = {"hidden_size": HIDDEN, "num_heads": HEADS, "backend": backend, "bias": True, **fields}
-    return small_kernels(attention_config(mechanism, **fields))
+    return small_kernels(layer_config(mechanism, **fields))
 
 
 def build(mechanism, backend="reference", dtype=torch.float64, **fields):

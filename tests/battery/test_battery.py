@@ -3,7 +3,7 @@
 import checks
 import pytest
 
-from heedful.support import FEATURES, cells, mechanisms
+from heedful.support import FEATURES, PART_COMBINATIONS, cells, mechanisms
 
 ALL = list(cells())
 CHECKS = {feature: getattr(checks, feature.replace("-", "_")) for feature in FEATURES}
@@ -29,7 +29,9 @@ def test_the_map_changing_parts_start_as_the_identity(mechanism):
     checks.identity_start_without_head_output(mechanism)
 
 
-def test_every_preset_is_in_the_table():
+def test_every_preset_and_every_combination_of_parts_is_in_the_table():
     from heedful.nn import PRESETS
 
-    assert set(PRESETS) <= set(mechanisms())
+    named = {cell.mechanism for cell in ALL}
+    assert set(PRESETS) | set(mechanisms()) | set(PART_COMBINATIONS) == named
+    assert len(PART_COMBINATIONS) == 15

@@ -14,8 +14,7 @@ SIZES = {"hidden_size": 16, "num_heads": 4}
 def test_auto_takes_the_fused_backend_unless_the_mechanism_needs_the_map(name):
     choice = heedful.explain(name)
     if name in NEEDS_THE_MAP:
-        assert choice.backend == "reference"
-        assert "sdpa cannot be used: convolutions and head mixing need the attention map" in choice.reason
+        assert choice == ("blockwise", "linear memory, and the fastest on a CPU")
     else:
         assert choice.backend == "sdpa"
         assert "fastest exact backend" in choice.reason
@@ -48,7 +47,33 @@ def test_dropout_in_training_changes_the_choice_for_twicing_only_while_it_acts()
 def test_layers_without_convolutions_and_mixing_run_fused():
     rule = MultiTokenRule(pre_mixing=None, post_mixing=None)
     assert heedful.explain(attention_config(rule=rule, layer_index=1, **SIZES)).backend == "sdpa"
-    assert heedful.explain(attention_config(rule=rule, layer_index=2, **SIZES)).backend == "reference"
+    assert heedful.explain(attention_config(rule=rule, layer_index=2, **SIZES)).backend == "blockwise"
+
+
+def test_the_choice_follows_device_length_and_type():
+    explain = heedful.explain
+    assert explain("multi-token", length=16).backend == "reference"
+    assert "so small that the plain equations" in explain("multi-token", length=16).reason
+    assert explain("multi-token", length=1, context=8192).backend == "blockwise"
+    on_cuda = explain("multi-token", device="cuda")
+    assert on_cuda.backend in ("triton", "blockwise")  # blockwise where the package triton is missing
+    assert "triton" in on_cuda.reason or on_cuda.backend == "triton"
+    double = explain("multi-token", device="cuda", dtype=torch.float64)
+    assert double.backend == "blockwise"
+    assert "triton cannot be used" in double.reason
+    wide = attention_config(rule=MultiTokenRule(key_kernel_size=17), hidden_size=64, num_heads=2)
+    if on_cuda.backend == "triton":
+        assert "kernels up to 8 x 15; this call has 6 x 17" in explain(wide, device="cuda").reason
+
+
+def test_mixed_outputs_of_heads_with_shared_values_need_no_map():
+    rule = MultiTokenRule(pre_convolution=False, post_convolution=False, pre_mixing=None, post_mixing=2)
+    shared = attention_config(rule=rule, num_kv_heads=2, **SIZES)
+    assert heedful.explain(shared) == ("sdpa", "the mixed heads share their values, so outputs are mixed")
+    assert heedful.explain(attention_config(rule=rule, **SIZES)).backend == "blockwise"
+    dropped = attention_config(rule=rule, num_kv_heads=2, dropout=0.1, **SIZES)
+    assert heedful.explain(dropped).backend == "sdpa"
+    assert heedful.explain(dropped, training=True).backend == "blockwise"
 
 
 def test_unknown_backends_and_presets_suggest_the_nearest():

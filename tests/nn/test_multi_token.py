@@ -136,7 +136,12 @@ def test_the_remembered_queries_suffice_and_none_is_superfluous(pre, post, halo,
     assert memory.shape == (2, 4, halo, 4)
     assert_close(decode(layer, x[:, 8:], [1] * 4, state)[0], expected)
     shorter = AttentionState(rounds=(replace(state.rounds[0], memory=memory[:, :, 1:]),))
-    assert largest_difference(decode(layer, x[:, 8:], [1], shorter)[0], expected[:, :1]) > 1e-6
+    with pytest.raises(ValueError, match=f"read {halo} earlier queries, but past_query holds {halo - 1}"):
+        decode(layer, x[:, 8:], [1], shorter)
+    wrong = memory.clone()
+    wrong[:, :, 0] += 1.0
+    changed = AttentionState(rounds=(replace(state.rounds[0], memory=wrong),))
+    assert largest_difference(decode(layer, x[:, 8:], [1], changed)[0], expected[:, :1]) > 1e-6
 
 
 def test_the_layer_passes_its_mask_form_on():

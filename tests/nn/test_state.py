@@ -65,3 +65,43 @@ def test_a_call_without_a_state_returns_none():
     layer = layer_of("multi-token")
     assert layer(text())[1] is None
     assert layer.empty_state().length == layer.empty_state().nbytes() == 0
+
+
+@pytest.mark.parametrize("names", ALL)
+def test_rejected_tokens_are_taken_back(names):
+    """A draft of five tokens is read at once, two are kept, three others follow; then one more step back."""
+    layer = layer_of(names, rotary=Rotary(), num_kv_heads=2)
+    x, other = text(16), text(17)[:, :16]
+    x[:, 12:] = other[:, 12:]
+    draft = torch.cat([x[:, :12], text(18)[:, 12:15]], dim=1)
+    _, state = decode(layer, draft, [10, 5], layer.empty_state(rollback=5))
+    state = state.rollback(3)
+    assert state.length == 12
+    found, state = decode(layer, x[:, 12:], [3, 1], state)
+    assert_close(found, run(layer, x)[:, 12:])
+    found, _ = decode(layer, x[:, 11:], [5], state.rollback(2).rollback(3))
+    assert_close(found, run(layer, x)[:, 11:])
+
+
+def test_a_state_goes_back_only_as_far_as_it_was_made_for():
+    layer = layer_of("multi-token")
+    _, state = decode(layer, text(9), [9], layer.empty_state(rollback=4))
+    with pytest.raises(ValueError, match=r"go back by 0 to 4 tokens, got 5; .* made with empty_state\(rollback=4\)"):
+        state.rollback(5)
+    with pytest.raises(ValueError, match="go back by 0 to 1 tokens, got 2"):
+        state.rollback(3).rollback(2)
+    with pytest.raises(ValueError, match="got -1"):
+        state.rollback(-1)
+    _, short = decode(layer, text(2), [2], layer.empty_state(rollback=4))
+    with pytest.raises(ValueError, match="go back by 0 to 2 tokens, got 3; it holds 2 tokens"):
+        short.rollback(3)
+    assert short.rollback(2).length == 0
+    with pytest.raises(ValueError, match="0 or more tokens, got -2"):
+        layer.empty_state(rollback=-2)
+
+
+def test_going_back_costs_as_many_queries_as_one_may_go_back():
+    layer = layer_of("multi-token")
+    for spare in (0, 4):
+        _, state = decode(layer, text(30), [30], layer.empty_state(rollback=spare))
+        assert state.rounds[0].memory.shape[2] == layer.rounds[0].rule.halo + spare

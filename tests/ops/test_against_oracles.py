@@ -112,16 +112,19 @@ def check_multi_token(scene, kernel, post_kernel, group, parts, exact, key_heads
         for (name, shape), present in zip(shapes.items(), parts, strict=True)
         if present
     }
-    output = multi_token_attention(
-        *tensors,
-        **given_parts,
-        key_query_mask="exact" if exact else "double",
-        mask=mask_of(scene),
-        is_causal=scene["is_causal"],
-    )
     arrays = {name: tensor.numpy() for name, tensor in given_parts.items()}
     function = lambda q, k, v, row: oracles.multi_token(q, k, v, row, exact=exact, **arrays)[0]  # noqa: E731
-    assert_close(output, expected(scene, tensors, function))
+    definition = expected(scene, tensors, function)
+    for backend in ("reference", "blockwise"):
+        output = multi_token_attention(
+            *tensors,
+            **given_parts,
+            key_query_mask="exact" if exact else "double",
+            mask=mask_of(scene),
+            is_causal=scene["is_causal"],
+            backend=backend,
+        )
+        assert_close(output, definition, backend)
 
 
 def dense_case(seed):

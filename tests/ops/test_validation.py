@@ -34,7 +34,6 @@ WRONG_INPUTS = [
     ((Q, K, K), {"dropout_p": 1.0}, r"dropout_p must be in \[0, 1\), got 1.0"),
     ((Q, K, K), {"dropout_p": -0.1}, r"dropout_p must be in \[0, 1\), got -0.1"),
     ((Q, K, K), {"backend": "refrence"}, r"unknown backend 'refrence'\. Did you mean 'reference'"),
-    ((Q, K, K), {"backend": "triton"}, r"has no triton backend; it has sdpa, reference"),
 ]
 
 
@@ -43,6 +42,12 @@ WRONG_INPUTS = [
 def test_wrong_inputs_are_named(operation, tensors, options, message):
     with pytest.raises(ValueError, match=message):
         operation(*tensors, **options)
+
+
+@pytest.mark.parametrize("operation", [standard_attention, twicing_attention])
+def test_backends_which_a_mechanism_has_not_are_named(operation):
+    with pytest.raises(ValueError, match=r"has no triton backend; it has sdpa, reference"):
+        operation(Q, K, K, backend="triton")
 
 
 @pytest.mark.parametrize(
@@ -59,11 +64,26 @@ def test_wrong_inputs_are_named(operation, tensors, options, message):
             {"kq_pre": tensor(4, 1, 1), "backend": "sdpa"},
             r"sdpa backend cannot run this call of multi-token attention: .* attention map.* Use 'auto'",
         ),
+        ({"kq_pre": tensor(4, 1, 1, dtype=torch.long)}, r"kq_pre must be a floating-point tensor, got torch.int64"),
+        ({"kq_pre": tensor(4, 1, 1).to("meta")}, r"kq_pre must be on the device of query, cpu, got meta"),
+        ({"kq_pre": tensor(4, 1, 1), "backend": "triton"}, r"needs a CUDA device; this call is on cpu"),
+        ({"backend": "triton"}, r"has no triton backend; it has sdpa, blockwise, reference"),
     ],
 )
 def test_wrong_multi_token_parameters_are_named(parameters, message):
     with pytest.raises(ValueError, match=message):
         multi_token_attention(Q, K, K, **parameters)
+
+
+def test_more_queries_than_keys_are_refused_also_without_causality():
+    for is_causal in (True, False):
+        with pytest.raises(ValueError, match=r"there are 5 queries and 4 keys"):
+            multi_token_attention(Q, K[:, :, :4], K[:, :, :4], kq_pre=tensor(4, 2, 3), is_causal=is_causal)
+
+
+def test_inputs_on_several_devices_are_named():
+    with pytest.raises(ValueError, match=r"must be on one device, got cpu, meta and cpu"):
+        multi_token_attention(Q, K.to("meta"), K)
 
 
 @pytest.mark.parametrize("name", ["head_pre", "head_post"])

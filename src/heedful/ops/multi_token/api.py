@@ -118,6 +118,8 @@ def run_multi_token(
     )
     choice = choose_backend("multi-token", backend, candidates)
     options = {"mask": mask, "is_causal": is_causal, "scale": scale}
+    if queries == context:  # nothing to compute; torch's own kernel knows empty inputs and their gradients
+        return sdpa(query[:, :, context:], key, value, dropout_p=dropout_p, **options)
     if choice.backend in ("blockwise", "triton"):
         return multi_token_blockwise(
             query,
