@@ -49,10 +49,13 @@ for mask in MASKS:
         ops.differential_attention_v2(Q, K, V, draw(2, 2, 5), **options)
     ops.talking_heads_attention(Q, K, V, draw(4, 4), draw(4, 4), mask=mask)
     for key_query_mask in ("double", "exact"):
-        ops.multi_token_attention(
-            Q, K, V, kq_pre=draw(4, 2, 3), kq_post=draw(4, 3, 4), head_pre=draw(2, 2, 2), head_post=draw(1, 4, 4),
-            mask=mask, key_query_mask=key_query_mask,
-        )  # fmt: skip
+        parts = {"kq_pre": draw(4, 2, 3), "kq_post": draw(4, 3, 4), "head_pre": draw(2, 2, 2), "head_post": draw(1, 4, 4)}
+        for backend in ("reference", "blockwise"):
+            tensors = [t.clone().requires_grad_() for t in (Q, K, V)]
+            options = {"mask": mask, "key_query_mask": key_query_mask, "backend": backend}
+            ops.multi_token_attention(*tensors, **parts, **options).sum().backward()
+        ops.multi_token_decode(Q[:, :, 4:], Q[:, :, :4], K, V, **parts, mask=mask, backend="blockwise")
+    ops.multi_token_attention(Q, K, V, head_post=draw(1, 4, 4), mask=mask, backend="sdpa")
 
 for name in nn.PRESETS:
     for rotary in (None, nn.Rotary()):
@@ -97,7 +100,7 @@ refused(ops.talking_heads_attention, Q, K, V, draw(4, 3), draw(4, 4))
 refused(ops.AttentionMask, key_padding=torch.ones(2, 5))
 refused(ops.AttentionMask, key_padding=real, document_ids=torch.zeros(2, 4, dtype=torch.long))
 refused(layer, draw(5, 16))
-refused(layer.rounds[0], draw(2, 5, 16), draw(2, 4, 16), None, None, None)
+refused(layer.rounds[0], draw(2, 5, 16), draw(2, 4, 16), None, None, None, 0)
 refused(model, torch.zeros(5, dtype=torch.long))
 refused(model.generate, draw(2, 5), 1)
 print("all calls checked")

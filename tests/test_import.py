@@ -83,8 +83,9 @@ def test_no_module_that_computes_names_another_package_at_its_top():
     sources = [file for name in COMPUTING for file in (*PACKAGE.glob(f"{name}.py"), *(PACKAGE / name).rglob("*.py"))]
     assert len(sources) > 30
     for source in (PACKAGE / "__init__.py", *sources):
+        names = {"triton"} if source.name.startswith("triton_") else set()  # loaded when its backend runs, see below
         for imported in top_level_imports(ast.parse(source.read_text(encoding="utf-8"))):
-            assert imported.partition(".")[0] in allowed, f"{source} imports {imported}"
+            assert imported.partition(".")[0] in allowed | names, f"{source} imports {imported}"
 
 
 ORDER = ("schema", "files", "ops", "nn", "models", "explain", "data", "tasks", "train", "study", "cli")

@@ -7,6 +7,7 @@ itself is not differentiable: second derivatives need the reference, and the err
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from heedful.ops.masks import AttentionMask
 from heedful.ops.multi_token.parts import Parts, Reach
-from heedful.ops.multi_token.torch_mixer import TorchMixer
 from heedful.ops.multi_token.walk import Mixer, Walk
 from heedful.ops.shapes import compute_dtype
 
@@ -66,7 +66,14 @@ def multi_token_blockwise(
     )
 
 
-@torch.library.custom_op("heedful::multi_token_blockwise", mutates_args=())
+_ARGUMENTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? kq_pre, Tensor? kq_post, Tensor? head_pre, Tensor? head_post, "
+    "Tensor? key_padding, Tensor? document_ids, Tensor? seed, int? window, bool exact_mask, bool is_causal, "
+    "float scale, float dropout_p, int context, int? block, str mixer"
+)  # written out: read from annotations they would hang on what decorates the functions
+
+
+@torch.library.custom_op("heedful::multi_token_blockwise", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -90,12 +97,17 @@ def _forward(
     parts = Parts(kq_pre, kq_post, head_pre, head_post)
     mask = AttentionMask(window=window, key_padding=key_padding, document_ids=document_ids)
     walk = _walk(query, parts, mask, is_causal, scale, context, block, mixer)
-    mixers = _Mixers(parts, query.dtype, mixer, exact_mask, dropout_p, seed, needed=(False,) * 4)
+    options = {"storage": query.dtype, "exact_mask": exact_mask, "dropout_p": dropout_p, "seed": seed}
+    mixers = _mixers(parts, mixer, **options)
     with torch.autocast(query.device.type, enabled=False):
         return walk.forward(query, key, value, mixers)
 
 
-@torch.library.custom_op("heedful::multi_token_blockwise_backward", mutates_args=())
+@torch.library.custom_op(
+    "heedful::multi_token_blockwise_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient, {_ARGUMENTS}, bool[] needed) -> Tensor[]",
+)
 def _backward(
     gradient: Tensor,
     query: Tensor,
@@ -123,7 +135,8 @@ def _backward(
     mask = AttentionMask(window=window, key_padding=key_padding, document_ids=document_ids)
     walk = _walk(query, parts, mask, is_causal, scale, context, block, mixer)
     wanted = (needed[0], needed[1], needed[2], needed[3])
-    mixers = _Mixers(parts, query.dtype, mixer, exact_mask, dropout_p, seed, needed=wanted)
+    options = {"storage": query.dtype, "exact_mask": exact_mask, "dropout_p": dropout_p, "seed": seed}
+    mixers = _mixers(parts, mixer, **options, needed=wanted)
     with torch.autocast(query.device.type, enabled=False):
         *inputs, part_gradients = walk.backward(gradient, query, key, value, mixers)
     found = [
@@ -134,29 +147,30 @@ def _backward(
     return [*inputs, *found]
 
 
-class _Mixers:
-    """Makes the mixer of each slice of the batch."""
+def _mixers(
+    parts: Parts,
+    kind: str,
+    *,
+    storage: torch.dtype,
+    exact_mask: bool,
+    dropout_p: float,
+    seed: Tensor | None,
+    needed: tuple[bool, bool, bool, bool] = (False, False, False, False),
+) -> Callable[[int], Mixer]:
+    """Return what makes the mixer of each slice of the batch."""
+    if kind == "triton":
+        from heedful.ops.multi_token.triton_mixer import TritonMixer as Chosen  # Triton is optional
+    else:
+        from heedful.ops.multi_token.torch_mixer import TorchMixer as Chosen
+    wide = parts.to(compute_dtype(storage))
+    first = 0 if seed is None else int(seed)
 
-    def __init__(
-        self,
-        parts: Parts,
-        storage: torch.dtype,
-        kind: str,
-        exact_mask: bool,
-        dropout_p: float,
-        seed: Tensor | None,
-        *,
-        needed: tuple[bool, ...],
-    ) -> None:
-        self.parts = parts.to(compute_dtype(storage))
-        self.kind, self.exact_mask, self.dropout_p, self.needed = kind, exact_mask, dropout_p, needed
-        self.seed = 0 if seed is None else int(seed)
-
-    def __call__(self, number: int) -> Mixer:
+    def mixer(number: int) -> Mixer:
         # Tiles add their number to the seed: 2^20 of them fit between two slices.
-        seed = (self.seed + (number << 20)) % 2**63
-        needed = (self.needed[0], self.needed[1], self.needed[2], self.needed[3])
-        return TorchMixer(self.parts, exact_mask=self.exact_mask, dropout_p=self.dropout_p, seed=seed, needed=needed)
+        own = (first + (number << 20)) % 2**63
+        return Chosen(wide, exact_mask=exact_mask, dropout_p=dropout_p, seed=own, needed=needed)
+
+    return mixer
 
 
 def _walk(

@@ -97,6 +97,7 @@ def multi_token_decode(
         scale=scale,
         dropout_p=dropout_p,
         backend=backend,
+        block_size=None,
         context=needed,
     )
     return output, rows[:, :, max(rows.shape[2] - halo - keep, 0) :].clone()

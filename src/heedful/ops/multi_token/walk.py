@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ TILE_NUMBERS = 2**21  # numbers of a tile; measured flat between 2^20 and 2^21 o
 MOST_ROWS, FEWEST_ROWS = 128, 32
 
 
+@runtime_checkable
 class Mixer(Protocol):
     """What stands between the two matrix products of a tile."""
 
