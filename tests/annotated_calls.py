@@ -49,7 +49,12 @@ for mask in MASKS:
         ops.differential_attention_v2(Q, K, V, draw(2, 2, 5), **options)
     ops.talking_heads_attention(Q, K, V, draw(4, 4), draw(4, 4), mask=mask)
     for key_query_mask in ("double", "exact"):
-        parts = {"kq_pre": draw(4, 2, 3), "kq_post": draw(4, 3, 4), "head_pre": draw(2, 2, 2), "head_post": draw(1, 4, 4)}
+        parts = {
+            "kq_pre": draw(4, 2, 3),
+            "kq_post": draw(4, 3, 4),
+            "head_pre": draw(2, 2, 2),
+            "head_post": draw(1, 4, 4),
+        }
         for backend in ("reference", "blockwise"):
             tensors = [t.clone().requires_grad_() for t in (Q, K, V)]
             options = {"mask": mask, "key_query_mask": key_query_mask, "backend": backend}
