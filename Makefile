@@ -22,14 +22,21 @@ lint: $(VENV)/.dev  ## style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.core  ## time and memory of every mechanism against standard attention on this CPU; writes results/
+bench: $(VENV)/.core  ## time and memory against standard attention on this CPU: layers, multi-token, models; writes results/
 	$(BIN)/python -m benchmarks.layers --device cpu
+	$(BIN)/python -m benchmarks.multi_token --device cpu
+	$(BIN)/python -m benchmarks.model_step --device cpu
+	$(BIN)/python -m benchmarks.tile_steps
 
 gpu: $(VENV)/.dev  ## CUDA tests and benchmarks, and the study if CORPUS is given; refuses without a CUDA device
 	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else \
 	'make gpu needs a CUDA device, and torch %s sees none here; make test and make bench run on the CPU.' % torch.__version__)"
 	$(BIN)/python -m pytest -m cuda tests/cuda
+	$(BIN)/python -m pytest tests/ops/test_triton_mixer.py
 	$(BIN)/python -m benchmarks.layers --device cuda
+	$(BIN)/python -m benchmarks.multi_token --device cuda
+	$(BIN)/python -m benchmarks.multi_token --device cuda --head-dim 64
+	$(BIN)/python -m benchmarks.model_step --device cuda
 	@if [ -n "$(CORPUS)" ]; then $(MAKE) --no-print-directory study CORPUS="$(CORPUS)"; \
 	else echo "For the language-model study: make study CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; fi
 

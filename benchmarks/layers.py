@@ -9,26 +9,19 @@ by the profiler; CUDA: by the allocator). The result is written to results/bench
 
 from __future__ import annotations
 
-import shlex
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 from torch import Tensor
 
-from heedful.files import write_json_atomically
+from benchmarks.measuring import describe, in_turns, require_device, storage_type, write_result
 from heedful.nn import PRESETS, Attention, AttentionConfig, attention_config
+from heedful.ops.backends import Situation
 from heedful.support import SUMS
-from heedful.train.environment import cpu_name, describe_environment
 from heedful.train.memory import peak_tensor_bytes
-
-ROOT = Path(__file__).parent.parent
 
 
 @dataclass(frozen=True)
@@ -57,17 +50,6 @@ def layer_of(mechanism: str, options: Options, dtype: torch.dtype) -> tuple[Atte
     return Attention(config).to(device=options.device, dtype=dtype), config
 
 
-def seconds(function: Callable[[], object], device: str) -> float:
-    """Time one call; on CUDA until the device has finished."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def steps_of(layer: Attention, x: Tensor) -> dict[str, Callable[[], object]]:
     """Return the calls that are timed."""
     x = x.clone().requires_grad_()
@@ -90,65 +72,52 @@ def measure(length: int, options: Options, dtype: torch.dtype) -> list[dict[str,
     mechanisms = (*PRESETS, *SUMS)
     layers = {name: layer_of(name, options, dtype) for name in mechanisms}
     steps = {name: steps_of(layer, x) for name, (layer, _) in layers.items()}
-    times: dict[str, dict[str, list[float]]] = {name: {"forward": [], "training": []} for name in mechanisms}
-    for round_number in range(options.rounds + 1):  # the first round warms up
-        for name, calls in steps.items():
-            for kind, call in calls.items():
-                taken = seconds(call, options.device)
-                if round_number:
-                    times[name][kind].append(taken)
+    timings = {
+        kind: in_turns(
+            {name: calls[kind] for name, calls in steps.items()},
+            baseline="standard",
+            device=options.device,
+            rounds=options.rounds,
+        )
+        for kind in ("forward", "training")
+    }
     memory = {name: peak_tensor_bytes(calls["training"], resident=[x]) for name, calls in steps.items()}
+    situation = Situation(options.device, dtype, length, length)
     rows = []
     for name, (_, config) in layers.items():
-
-        def ratio(kind: str, name: str = name) -> float:
-            pairs = zip(times[name][kind], times["standard"][kind], strict=True)
-            return statistics.median(own / other for own, other in pairs)
-
+        forward, training = timings["forward"][name], timings["training"][name]
         rows.append(
             {
                 "mechanism": name,
-                "backend": config.choose_backend(training=True).backend,
+                "backend": config.choose_backend(situation, training=True).backend,
                 "length": length,
-                "forward_seconds": statistics.median(times[name]["forward"]),
-                "training_seconds": statistics.median(times[name]["training"]),
+                "forward_seconds": forward.seconds,
+                "training_seconds": training.seconds,
                 "peak_bytes": memory[name],
-                "forward_ratio": ratio("forward"),
-                "training_ratio": ratio("training"),
+                "forward_ratio": forward.ratio,
+                "training_ratio": training.ratio,
                 "memory_ratio": memory[name] / memory["standard"],
             }
         )
-        print(f"N={length} {name}: forward x{ratio('forward'):.2f}, forward+backward x{ratio('training'):.2f}")
+        print(f"N={length} {name}: forward x{forward.ratio:.2f}, forward+backward x{training.ratio:.2f}")
     return rows
 
 
 def main() -> None:
     """Measure and write."""
     options = tyro.cli(Options, prog="python -m benchmarks.layers")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("there is no CUDA device here; use --device cpu")
-    cuda = options.device == "cuda"
-    dtype = torch.bfloat16 if cuda else torch.float32
-    lengths = options.lengths or ((512, 2048) if cuda else (256, 1024))
-    rows = [row for length in lengths for row in measure(length, options, dtype)]
-    environment = describe_environment(options.device)
-    source = environment["source"] or {"commit": "unknown", "dirty": None}
+    require_device(options.device)
+    dtype = storage_type(options.device)
+    lengths = options.lengths or ((512, 2048) if options.device == "cuda" else (256, 1024))
     result = {
-        "command": f"python -m benchmarks.layers {shlex.join(sys.argv[1:])}".strip(),
-        "commit": source["commit"],
-        "dirty": source["dirty"],
-        "machine": torch.cuda.get_device_name() if cuda else f"{cpu_name()}, {torch.get_num_threads()} threads",
-        "environment": environment,
-        "dtype": str(dtype).removeprefix("torch."),
+        **describe("layers", options.device),
         "batch": 1,
         "heads": options.heads,
         "head_dim": options.head_dim,
         "rounds": options.rounds,
-        "rows": rows,
+        "rows": [row for length in lengths for row in measure(length, options, dtype)],
     }
-    target = ROOT / "results/benchmarks" / f"layers-{options.device}.json"
-    write_json_atomically(target, result)
-    print(f"wrote {target.relative_to(ROOT)}")
+    write_result(result, f"layers-{options.device}")
 
 
 if __name__ == "__main__":

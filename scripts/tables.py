@@ -1,4 +1,4 @@
-"""Write the generated tables into README and docs: support, benchmarks, results.
+"""Write the generated tables into README and docs, and the figures of docs: support, benchmarks, results.
 
 A generated part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. `--check` writes nothing and fails where
 a file is stale.
@@ -17,6 +17,8 @@ from heedful.files import write_text_atomically
 from heedful.study.headline import headline
 from heedful.study.table import columns, rows
 from heedful.support import PART_COMBINATIONS, support_table
+from scripts.benchmark_plots import figure_name, mark_of, multi_token_figure
+from scripts.benchmark_tables import decode_tables, layer_tables, model_step_tables, multi_token_tables, results_of
 
 ROOT = Path(__file__).parent.parent
 COMPARISONS = ("demo", "demo-find-the-block", "wiki-10m-small")
@@ -30,36 +32,14 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "support": lambda: support_table(details=True),
             "support-parts": lambda: support_table(PART_COMBINATIONS, details=False),
         },
-        ROOT / "docs/benchmarks.md": {"layers": benchmark_tables},
+        ROOT / "docs/benchmarks.md": {
+            "layers": layer_tables,
+            "multi-token": multi_token_tables,
+            "decode": decode_tables,
+            "model-step": model_step_tables,
+        },
         ROOT / "docs/results.md": {name: partial(comparison_table, name) for name in COMPARISONS},
     }
-
-
-def benchmark_tables() -> str:
-    """Return one table per result of `benchmarks/layers.py`."""
-    parts = []
-    for file in sorted((ROOT / "results/benchmarks").glob("layers-*.json")):
-        result = json.loads(file.read_text(encoding="utf-8"))
-        parts.append(
-            f"**{result['machine']}**, {result['dtype']}, batch {result['batch']}, {result['heads']} heads of "
-            f"{result['head_dim']}, commit {result['commit'][:10]} (`results/benchmarks/{file.name}`; "
-            f"`{result['command']}`). "
-            "Medians, as multiples of standard attention (SDPA) in the same run.\n"
-        )
-        lengths = sorted({row["length"] for row in result["rows"]})
-        head = " | ".join(f"N={n} forward | N={n} forward + backward | N={n} peak memory" for n in lengths)
-        parts.append(f"| mechanism | backend | {head} |\n|---|---|{'--:|' * 3 * len(lengths)}")
-        for mechanism in dict.fromkeys(row["mechanism"] for row in result["rows"]):
-            rows = {row["length"]: row for row in result["rows"] if row["mechanism"] == mechanism}
-            cells = [
-                f"{rows[n]['forward_ratio']:.2f} | {rows[n]['training_ratio']:.2f} | {rows[n]['memory_ratio']:.2f}"
-                if n in rows
-                else "not run | not run | not run"
-                for n in lengths
-            ]
-            parts.append(f"| {mechanism} | {next(iter(rows.values()))['backend']} | {' | '.join(cells)} |")
-        parts.append("")
-    return "\n".join(parts) + "\n"
 
 
 def comparison_table(name: str) -> str:
@@ -87,14 +67,26 @@ def render(text: str, name: str, content: str) -> str:
 
 
 def stale_files() -> dict[Path, str]:
-    """Return the files whose generated parts differ from what they should be, with their new text."""
-    stale = {}
+    """Return the generated files and those with generated parts that differ from what they should be, with their new
+    text.
+    """
+    stale = stale_figures()
     for path, parts in generated_parts().items():
         old = new = path.read_text(encoding="utf-8")
         for name, content in parts.items():
             new = render(new, name, content())
         if new != old:
             stale[path] = new
+    return stale
+
+
+def stale_figures() -> dict[Path, str]:
+    """Return the figures that were not drawn from the results as they are, drawn anew."""
+    stale = {}
+    for file, result in results_of("multi-token").items():
+        path = ROOT / "docs/figures" / figure_name(file)
+        if not path.exists() or mark_of(result) not in path.read_text(encoding="utf-8"):
+            stale[path] = multi_token_figure(result)
     return stale
 
 
