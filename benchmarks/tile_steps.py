@@ -3,8 +3,9 @@
     python -m benchmarks.tile_steps
 
 One tile of 8 heads x 64 rows x `keys` columns, kernel 6 x 11, float32. The forms of a step take turns in every round,
-as multiples of the tile's Q K^T product. The second part runs forward and backward of the whole operation in two new
-processes: in one the C allocator gives large freed blocks back to the system at once, in the other the package sets it.
+as multiples of the tile's Q K^T product; then the steps of decoding one token, as multiples of SDPA's time for it. The
+last part runs forward and backward of the whole operation in two new processes: in one the C allocator gives large
+freed blocks back to the system at once, in the other the package sets it.
 The result is written to results/benchmarks/tile-steps-cpu.json.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,11 +23,12 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad, scaled_dot_product_attention
 
 from benchmarks.measuring import Call, describe, in_turns, write_result
-from heedful.ops import multi_token_attention
+from heedful.ops import multi_token_attention, multi_token_decode
 from heedful.ops.multi_token import tile_convolution
 from heedful.ops.multi_token.allocation import keep_freed_memory
 
 HEADS, ROWS, HEAD_DIM = 8, 64, 64
+CACHES = 8  # used in turn, so that keys and values come from memory
 QUERY_TAPS, KEY_TAPS = 6, 11
 RETURNS_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
@@ -42,6 +45,9 @@ class Options:
 
     length: int = 2048
     """Sequence length of the second part."""
+
+    context: int = 4096
+    """Number of keys of the decoding steps."""
 
     operation_only: bool = False
     """Only print the ratio of the whole operation to SDPA in this process (used for the second part)."""
@@ -94,6 +100,46 @@ def forms(keys: int) -> dict[str, Call]:
     }
 
 
+def decoding_forms(context: int) -> dict[str, Call]:
+    """Return the steps of decoding one token with all four parts; each call does its step on every cache once."""
+    torch.manual_seed(0)
+    caches = [tuple(torch.randn(1, HEADS, context, HEAD_DIM) for _ in range(2)) for _ in range(CACHES)]
+    rows = 1 + 2 * (QUERY_TAPS - 1)  # the new row and the halo of two convolutions
+    after_first = 1 + (QUERY_TAPS - 1)
+    query = torch.randn(1, HEADS, rows, HEAD_DIM)
+    scores, maps = (torch.randn(1, HEADS, n, context + KEY_TAPS - 1) for n in (rows, after_first))
+    weights, kernel = torch.randn(1, HEADS, 1, context), torch.randn(HEADS, QUERY_TAPS, KEY_TAPS)
+    mixing, flat = torch.randn(HEADS, HEADS), maps.view(HEADS, -1)
+    parts = {
+        "kq_pre": kernel,
+        "kq_post": kernel,
+        "head_pre": mixing[None],
+        "head_post": mixing[None],
+    }
+
+    def with_keys(step: Callable[[Tensor, Tensor], object]) -> Call:
+        return lambda: [step(key, value) for key, value in caches]
+
+    def alone(step: Call) -> Call:
+        return lambda: [step() for _ in caches]
+
+    return {
+        "SDPA": with_keys(lambda key, value: scaled_dot_product_attention(query[:, :, :1], key, value)),
+        "Q K^T of 1 row": with_keys(lambda key, _: query[:, :, :1] @ key.transpose(-1, -2)),
+        f"Q K^T of {rows} rows": with_keys(lambda key, _: query @ key.transpose(-1, -2)),
+        f"convolution of {rows} rows": alone(lambda: tile_convolution.convolve(scores, kernel)),
+        f"convolution of {after_first} rows": alone(lambda: tile_convolution.convolve(maps, kernel)),
+        f"mixing of {after_first} rows": alone(lambda: mixing @ flat),
+        f"softmax of {after_first} rows": alone(lambda: maps.softmax(-1)),
+        "B V of 1 row": with_keys(lambda _, value: weights @ value),
+        "whole operation": with_keys(
+            lambda key, value: multi_token_decode(
+                query[:, :, -1:], query[:, :, :-1], key, value, **parts, backend="blockwise"
+            )
+        ),
+    }
+
+
 def operation_ratio(length: int, rounds: int) -> float:
     """Return forward and backward of the pre-softmax convolution as a multiple of SDPA's, in this process."""
     torch.manual_seed(0)
@@ -129,6 +175,14 @@ def main() -> None:
         for name, timing in timings.items():
             rows.append({"keys": keys, "form": name, "seconds": timing.seconds, "ratio": timing.ratio})
             print(f"{keys} keys, {name}: {timing.seconds * 1e3:.2f} ms, x{timing.ratio:.2f} of Q K^T")
+    decoding = []
+    with torch.no_grad():
+        timings = in_turns(decoding_forms(options.context), baseline="SDPA", device="cpu", rounds=options.rounds)
+    for name, timing in timings.items():
+        decoding.append(
+            {"keys": options.context, "step": name, "seconds": timing.seconds / CACHES, "ratio": timing.ratio}
+        )
+        print(f"decoding, {options.context} keys, {name}: {timing.seconds / CACHES * 1e3:.2f} ms, x{timing.ratio:.2f}")
     memory = {"returned at once": in_new_process(options, **RETURNS_MEMORY), "kept": in_new_process(options)}
     for name, ratio in memory.items():
         print(f"pre-softmax convolution, N={options.length}, freed memory {name}: x{ratio:.2f} of SDPA")
@@ -139,6 +193,7 @@ def main() -> None:
         "kernel": [QUERY_TAPS, KEY_TAPS],
         "rounds": options.rounds,
         "rows": rows,
+        "decoding": decoding,
         "length": options.length,
         "operation_to_sdpa_by_freed_memory": memory,
     }

@@ -5,8 +5,9 @@ import torch
 from multi_token_cases import draw_inputs, draw_parts, masks
 
 from heedful.ops import AttentionMask, multi_token_attention
+from heedful.ops.multi_token.lines import DescribedLines, lines_of
 from heedful.ops.multi_token.parts import Reach
-from heedful.ops.multi_token.tiles import Lines, rounded_width, tiles
+from heedful.ops.multi_token.tiles import rounded_width, tiles
 from heedful.ops.multi_token.walk import block_sizes
 from heedful.train.memory import peak_tensor_bytes
 
@@ -59,7 +60,7 @@ def test_only_inputs_are_saved_for_the_backward_pass():
 def computed(mask, length, block=64, reach=None):
     """How many map entries are computed."""
     reach = Reach(5, 5, 5) if reach is None else reach
-    lines = Lines.of(mask, length, length, is_causal=True, gap=5)
+    lines = lines_of(mask, length, length, is_causal=True, gap=5)
     device = torch.device("cpu")
     return sum(t.map.rows * t.map.columns for t in tiles(lines, 0, block, reach, Reach(), device))
 
@@ -76,9 +77,10 @@ def test_windows_and_documents_skip_the_blocks_that_they_exclude():
 
 
 def test_empty_lines_keep_documents_apart():
-    lines = Lines.of(
+    lines = lines_of(
         AttentionMask(document_ids=torch.tensor([[0, 0, 1, 1, 1], [3, 3, 3, 3, 3]])), 5, 5, is_causal=True, gap=2
     )
+    assert isinstance(lines, DescribedLines)
     assert lines.count == 7
     assert lines.line is not None
     assert lines.line.tolist() == [[0, 1, 4, 5, 6], [0, 1, 2, 3, 4]]
@@ -89,11 +91,13 @@ def test_empty_lines_keep_documents_apart():
 @pytest.mark.parametrize(
     ("batch", "heads", "queries", "keys", "expected"),
     [
-        (1, 8, 2048, 2048, (128, 1)),
+        (1, 8, 1024, 1024, (128, 1)),
+        (1, 8, 2048, 2048, (64, 1)),
         (1, 8, 4096, 4096, (64, 1)),
-        (1, 8, 32768, 32768, (32, 1)),
+        (1, 8, 32768, 32768, (64, 1)),
         (16, 4, 128, 128, (128, 16)),
-        (64, 8, 512, 512, (64, 8)),
+        (4, 16, 128, 128, (128, 4)),
+        (64, 8, 512, 512, (64, 4)),
         (1, 8, 1, 4096, (1, 1)),
     ],
 )

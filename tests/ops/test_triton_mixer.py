@@ -13,9 +13,10 @@ import torch
 import triton_on_cpu
 from heedful.ops import AttentionMask
 from heedful.ops.multi_token.blockwise import multi_token_blockwise
+from heedful.ops.multi_token.lines import lines_of
 from heedful.ops.multi_token.parts import Parts, Reach
 from heedful.ops.multi_token.reference import multi_token_reference
-from heedful.ops.multi_token.tiles import Lines, tiles
+from heedful.ops.multi_token.tiles import tiles
 from heedful.ops.multi_token.torch_mixer import TorchMixer
 from heedful.ops.multi_token.triton_mixer import TritonMixer
 from heedful.ops.multi_token.walk import Walk
@@ -61,7 +62,7 @@ def each_tile(parts, *, queries, keys=None, heads=4, batch=2, rows=5, mask=None,
     keys = keys or queries
     pre, post = Reach.of(parts.kq_pre), Reach.of(parts.kq_post)
     gap = max(pre.rows, post.rows)
-    lines = Lines.of(mask or AttentionMask(), queries, keys, is_causal=is_causal, gap=gap)
+    lines = lines_of(mask or AttentionMask(), queries, keys, is_causal=is_causal, gap=gap)
     for tile in tiles(lines, 0, rows, pre, post, DEVICE):
         region = tile.scores
         row = torch.arange(region.top, region.top + region.rows, device=DEVICE)

@@ -4,8 +4,8 @@
     dx[r, c] = sum_ab theta[a, b] dy[r - a, c - b]
     dtheta[a, b] = sum_ij dy[i, j] x[i + a, j + b]
 
-All three are `conv2d` with groups = channels on contiguous tensors without its padding argument, which is many times
-faster on a CPU than any other form (docs/log.md has the figures):
+All three are `conv2d` with groups = channels on contiguous tensors without its padding argument, which is faster on a
+CPU than every other form that was tried, ten times for the weight gradient (docs/log.md):
 
 * the input gradient convolves the zero-padded dy with the turned kernel;
 * the weight gradient cuts dy and x into pieces and takes each piece of dy as a *kernel* over its piece of x;

@@ -21,15 +21,16 @@ from torch.nn.functional import pad
 
 from heedful.ops.masks import AttentionMask
 from heedful.ops.multi_token.allocation import keep_freed_memory
+from heedful.ops.multi_token.lines import Lines, lines_of
 from heedful.ops.multi_token.parts import Parts, Reach
-from heedful.ops.multi_token.tiles import Lines, Region, Tile, rounded_width, tiles
+from heedful.ops.multi_token.tiles import Region, Tile, rounded_width, tiles
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-TILE_NUMBERS = 2**21  # numbers of a tile; measured flat between 2^20 and 2^21 on a CPU with 32 MiB of shared cache
+TILE_NUMBERS = 2**20  # 4 MiB: with its intermediates it lies in a CPU's shared cache; twice as many are no faster
 CUDA_TILE_NUMBERS = 2**24  # 32 MiB in 16 bits, for 50 MiB of second cache; not measured yet
-MOST_ROWS, FEWEST_ROWS = 128, 32
+MOST_ROWS, FEWEST_ROWS = 128, 64
 
 
 @runtime_checkable
@@ -130,7 +131,7 @@ class Walk:
         batch, heads, queries, _ = query.shape
         keys = key.shape[2]
         gap = max(self.pre.rows, self.post.rows)
-        lines = Lines.of(self.mask, queries, keys, is_causal=self.is_causal, gap=gap)
+        lines = lines_of(self.mask, queries, keys, is_causal=self.is_causal, gap=gap)
         span = keys if self.mask.window is None else min(keys, self.mask.window + MOST_ROWS)
         numbers = CUDA_TILE_NUMBERS if query.is_cuda else TILE_NUMBERS
         rows, together = block_sizes(batch, heads, queries - self.context, span, numbers)
@@ -144,7 +145,7 @@ class Walk:
 def block_sizes(batch: int, heads: int, queries: int, keys: int, numbers: int = TILE_NUMBERS) -> tuple[int, int]:
     """Return the rows of a block and how many batch entries share a tile.
 
-    The rule: a tile of about `numbers` numbers, between 32 and 128 rows. Few rows waste work on the halo, many leave
+    The rule: a tile of about `numbers` numbers, between 64 and 128 rows. Few rows waste work on the halo, many leave
     the cache, and waste more on the causal corner. Of several batch entries as many go together as fit with 64 rows.
     """
     together = max(1, min(batch, numbers // max(1, heads * keys * min(64, queries))))
