@@ -67,7 +67,7 @@ def multi_token_attention(
             * "sdpa": where no part but head_post is given.
 
             Of these only "reference" has second derivatives. `heedful.explain` says which one "auto" takes.
-        block_size: rows of a block of "blockwise" and "triton"; None for the rule: tiles of about 2^20 numbers (2^24
+        block_size: rows of a block of "blockwise" and "triton"; None for the rule: tiles of about 2^21 numbers (2^24
             on CUDA) with 64 to 128 rows. It changes speed, memory and rounding only.
 
     Returns:

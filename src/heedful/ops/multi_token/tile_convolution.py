@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 LANES = 16  # float32 numbers in one AVX-512 register
 FLAT_COLUMNS = 256  # of a part of a tile with few rows; half as fast at 2048, slower below 128
+MOST_PIECES = 512  # of the weight gradient at a time
 PIECE = (16, 64)  # rows and columns of the pieces of the weight gradient; flat between 8 x 64 and 32 x 64
 
 
@@ -42,6 +44,7 @@ def convolve(
     if any(missing):
         tile = pad(tile, (0, missing[1], 0, missing[0]))
     pieces = tile.contiguous()
+    del tile  # a padded copy, perhaps: it need not live beside the next one
     if parts != (1, 1):  # b h row_parts column_parts rows columns
         pieces = pieces.unfold(2, part[0] + row_taps - 1, part[0]).unfold(3, part[1] + key_taps - 1, part[1])
     channels = batch * heads * parts[0] * parts[1]
@@ -68,21 +71,26 @@ def convolve_weight_gradient(
     """Return the gradient with respect to the kernel, summed over the batch."""
     batch, heads, rows, columns = gradient.shape
     above, beside = tile.shape[2] - rows, tile.shape[3] - columns
-    piece_rows, piece_columns = min(PIECE[0], rows), min(PIECE[1], columns)
-    extra = (-columns % piece_columns, -rows % piece_rows)
+    piece = (min(PIECE[0], rows), min(PIECE[1], columns))
+    extra = (-rows % piece[0], -columns % piece[1])
     if any(extra):  # zeros in the gradient: what they meet does not matter
-        gradient = pad(gradient, (0, extra[0], 0, extra[1]))
-        tile = pad(tile, (0, extra[0], 0, extra[1]))
-    kernels = gradient.unfold(2, piece_rows, piece_rows).unfold(3, piece_columns, piece_columns)
-    pieces = tile.unfold(2, piece_rows + above, piece_rows).unfold(3, piece_columns + beside, piece_columns)
+        gradient = pad(gradient, (0, extra[1], 0, extra[0]))
+        tile = pad(tile, (0, extra[1], 0, extra[0]))
+    kernels = gradient.unfold(2, piece[0], piece[0]).unfold(3, piece[1], piece[1])
+    pieces = tile.unfold(2, piece[0] + above, piece[0]).unfold(3, piece[1] + beside, piece[1])
     count = kernels.shape[2] * kernels.shape[3]
-    channels = batch * heads * count
-    result = conv2d(
-        pieces.reshape(1, channels, *pieces.shape[-2:]),
-        kernels.reshape(channels, 1, piece_rows, piece_columns),
-        groups=channels,
-    )
-    return result.view(batch, heads, count, above + 1, beside + 1).sum((0, 2))
+    together = max(1, MOST_PIECES // (batch * count))  # heads at a time: the copies of all would be half of all memory
+    sums = []
+    for start in range(0, heads, together):
+        part = slice(start, min(start + together, heads))
+        channels = batch * (part.stop - start) * count
+        result = conv2d(
+            pieces[:, part].reshape(1, channels, *pieces.shape[-2:]),
+            kernels[:, part].reshape(channels, 1, *piece),
+            groups=channels,
+        )
+        sums.append(result.view(batch, part.stop - start, count, above + 1, beside + 1).sum((0, 2)))
+    return torch.cat(sums)
 
 
 def _parts(channels: int, shape: tuple[int, int]) -> tuple[int, int]:
