@@ -203,3 +203,30 @@ def model_step_tables(folder: Path = RESULTS) -> str:
         headers = ["model", "arm", "tokens/s", "multiple", "peak memory", "multiple"]
         parts.append(table(headers, lines, 2))
     return "\n".join(parts) + "\n" if parts else missing("model_step")
+
+
+def tile_step_tables(folder: Path = RESULTS) -> str:
+    """Return the tables of every result of `benchmarks/tile_steps.py`."""
+    parts = []
+    for file, result in results_of("tile-steps", folder).items():
+        rows_of_tile, (row_taps, key_taps) = result["rows_of_tile"], result["kernel"]
+        shape = f"tiles of {result['heads']} heads x {rows_of_tile} rows, kernel {row_taps} x {key_taps}"
+        parts.append(f"{source(file, result, shape)} Milliseconds, and as a multiple of the tile's Q K^T.\n")
+        widths = sorted({row["keys"] for row in result["rows"]})
+        found = {(row["form"], row["keys"]): row for row in result["rows"]}
+        lines = [
+            [form, *(f"{row['seconds'] * 1e3:.2f} ({row['ratio']:.2f})" for row in (found[form, n] for n in widths))]
+            for form in dict.fromkeys(row["form"] for row in result["rows"])
+        ]
+        parts.append(table(["step and form", *(f"{n} keys" for n in widths)], lines, 1))
+        context = result["decoding"][0]["keys"]
+        parts.append(f"Decoding one token at {context} keys with all four parts, as a multiple of SDPA's step:\n")
+        lines = [[row["step"], f"{row['seconds'] * 1e3:.2f}", f"{row['ratio']:.2f}"] for row in result["decoding"]]
+        parts.append(table(["step", "ms", "multiple"], lines, 1))
+        memory = result["operation_to_sdpa_by_freed_memory"]
+        parts.append(
+            f"The convolution before the softmax, forward and backward at N={result['length']}, as a multiple of SDPA: "
+            + "; ".join(f"freed memory {name} {ratio:.2f}" for name, ratio in memory.items())
+            + ".\n"
+        )
+    return "\n".join(parts) or missing("tile_steps").replace(" --device cpu", "")

@@ -18,7 +18,14 @@ from heedful.study.headline import headline
 from heedful.study.table import columns, rows
 from heedful.support import PART_COMBINATIONS, support_table
 from scripts.benchmark_plots import figure_name, mark_of, multi_token_figure
-from scripts.benchmark_tables import decode_tables, layer_tables, model_step_tables, multi_token_tables, results_of
+from scripts.benchmark_tables import (
+    decode_tables,
+    layer_tables,
+    model_step_tables,
+    multi_token_tables,
+    results_of,
+    tile_step_tables,
+)
 
 ROOT = Path(__file__).parent.parent
 COMPARISONS = ("demo", "demo-find-the-block", "wiki-10m-small")
@@ -37,6 +44,7 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "multi-token": multi_token_tables,
             "decode": decode_tables,
             "model-step": model_step_tables,
+            "tile-steps": tile_step_tables,
         },
         ROOT / "docs/results.md": {name: partial(comparison_table, name) for name in COMPARISONS},
     }
