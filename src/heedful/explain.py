@@ -20,16 +20,18 @@ def explain(
     dtype: torch.dtype = torch.float32,
     length: int = 2048,
     context: int | None = None,
+    batch: int = 1,
 ) -> Choice:
     """Return the backend that a layer runs on and the reason.
 
     Args:
-        config: a layer's configuration, or preset names (sizes then do not matter).
+        config: a layer's configuration, or preset names for one of 8 heads of 64.
         training: whether attention dropout is active.
         backend: ask for this backend instead of the configuration's own.
         device, dtype: where the call runs and the type of its tensors.
         length: number of queries of the call.
         context: number of keys, at least `length`; None for as many.
+        batch: number of texts.
 
     Returns:
         `Choice(backend, reason)`.
@@ -43,8 +45,8 @@ def explain(
         'blockwise'
     """
     if isinstance(config, str):
-        config = attention_config(config, hidden_size=64, num_heads=4)
+        config = attention_config(config, hidden_size=512, num_heads=8)
     if backend is not None:
         config = replace(config, backend=backend)
-    situation = Situation(torch.device(device).type, dtype, length, length if context is None else context)
+    situation = Situation(torch.device(device).type, dtype, length, length if context is None else context, batch)
     return config.choose_backend(situation, training=training)

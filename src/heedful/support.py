@@ -107,10 +107,13 @@ def layer_config(name: str, **fields: Any) -> AttentionConfig:
 
 
 def backends_of(name: str) -> tuple[str, ...]:
-    """Return the backends which can run the layers of a preset, a sum or a combination of parts on any device."""
+    """Return the backends which can run the layers of a preset, a sum or a combination of parts on any device.
+
+    Triton is none of them, also where its interpreter makes it run.
+    """
     config = layer_config(name, hidden_size=32, num_heads=4)
     candidates = config.rule.backends(config.sizes, Situation(), dropout_p=0.0)
-    return tuple(sorted(backend for backend, refusal in candidates.items() if refusal is None))
+    return tuple(sorted(name for name, refusal in candidates.items() if refusal is None and name != "triton"))
 
 
 def cells(names: tuple[str, ...] | None = None) -> Iterator[Cell]:

@@ -55,15 +55,20 @@ def test_the_choice_follows_device_length_and_type():
     assert explain("multi-token", length=16).backend == "reference"
     assert "so small that the plain equations" in explain("multi-token", length=16).reason
     assert explain("multi-token", length=1, context=8192).backend == "blockwise"
-    on_cuda = explain("multi-token", device="cuda")
-    assert on_cuda.backend in ("triton", "blockwise")  # blockwise where the package triton is missing
-    assert "triton" in on_cuda.reason or on_cuda.backend == "triton"
-    double = explain("multi-token", device="cuda", dtype=torch.float64)
+    assert explain("multi-token", length=1, context=2048).backend == "blockwise", "past queries count as rows"
+    assert explain("multi-token", length=16, batch=64).backend == "blockwise"
+
+
+def test_on_cuda_triton_is_preferred_where_it_can_run(monkeypatch):
+    from heedful.ops.multi_token import choice
+
+    monkeypatch.setattr(choice, "_TRITON_INSTALLED", True)
+    assert heedful.explain("multi-token", device="cuda").backend == "triton"
+    double = heedful.explain("multi-token", device="cuda", dtype=torch.float64)
     assert double.backend == "blockwise"
-    assert "triton cannot be used" in double.reason
+    assert "triton cannot be used: it computes in float32" in double.reason
     wide = attention_config(rule=MultiTokenRule(key_kernel_size=17), hidden_size=64, num_heads=2)
-    if on_cuda.backend == "triton":
-        assert "kernels up to 8 x 15; this call has 6 x 17" in explain(wide, device="cuda").reason
+    assert "kernels up to 8 x 15; this call has 6 x 17" in heedful.explain(wide, device="cuda").reason
 
 
 def test_mixed_outputs_of_heads_with_shared_values_need_no_map():
@@ -71,6 +76,8 @@ def test_mixed_outputs_of_heads_with_shared_values_need_no_map():
     shared = attention_config(rule=rule, num_kv_heads=2, **SIZES)
     assert heedful.explain(shared) == ("sdpa", "the mixed heads share their values, so outputs are mixed")
     assert heedful.explain(attention_config(rule=rule, **SIZES)).backend == "blockwise"
+    windowed = attention_config(rule=rule, num_kv_heads=2, window=5, **SIZES)
+    assert heedful.explain(windowed).backend == "blockwise", "SDPA's mask would be N x M"
     dropped = attention_config(rule=rule, num_kv_heads=2, dropout=0.1, **SIZES)
     assert heedful.explain(dropped).backend == "sdpa"
     assert heedful.explain(dropped, training=True).backend == "blockwise"
@@ -88,3 +95,17 @@ def test_no_possible_backend_lists_every_reason():
 
     with pytest.raises(ValueError, match=r"sdpa cannot be used: a; blockwise cannot be used: b"):
         choose_backend("some", "auto", {"sdpa": "a", "blockwise": "b"})
+
+
+def test_a_layer_may_ask_for_a_cuda_backend_before_it_is_moved_there(monkeypatch):
+    from heedful.ops.multi_token import choice
+
+    monkeypatch.setattr(choice, "_TRITON_INSTALLED", True)
+    config = attention_config("multi-token", hidden_size=64, num_heads=2, backend="triton")
+    layer = Attention(config)
+    assert heedful.explain(config, device="cuda") == ("triton", "requested")
+    for call in (lambda: layer(torch.randn(1, 3, 64)), lambda: heedful.explain(config)):
+        with pytest.raises(ValueError, match=r"triton backend cannot run this call .* needs a CUDA device; .* on cpu"):
+            call()
+    with pytest.raises(ValueError, match="it takes head_dim 32 to 256; this call has 4"):
+        attention_config("multi-token", backend="triton", **SIZES)

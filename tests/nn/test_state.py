@@ -100,6 +100,20 @@ def test_a_state_goes_back_only_as_far_as_it_was_made_for():
         layer.empty_state(rollback=-2)
 
 
+@pytest.mark.parametrize("names", ["multi-token", "standard"])
+def test_a_state_that_went_back_must_first_go_on_again(names):
+    """Else the past queries would not suffice: three back, one on, then at most two of the four."""
+    layer = layer_of(names)
+    x = text(30)
+    _, state = decode(layer, x[:, :25], [25], layer.empty_state(rollback=4))
+    _, state = decode(layer, x[:, 22:23], [1], state.rollback(3))
+    with pytest.raises(ValueError, match="go back by 0 to 2 tokens, got 3"):
+        state.rollback(3)
+    found, state = decode(layer, x[:, 21:], [2, 7], state.rollback(2))
+    assert_close(found, run(layer, x)[:, 21:])
+    assert state.rollback(4).length == 26
+
+
 def test_going_back_costs_as_many_queries_as_one_may_go_back():
     layer = layer_of("multi-token")
     for spare in (0, 4):

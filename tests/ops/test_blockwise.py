@@ -208,3 +208,24 @@ def test_the_order_of_the_blocks_does_not_show():
     again = value_and_gradients(inputs, parts, blockwise, block=16)
     assert all(largest_difference(a, b) == 0.0 for a, b in zip(first, again, strict=True))
     assert_same(value_and_gradients(inputs, parts, blockwise, block=48), first, "48 rows")
+
+
+def test_another_default_device_changes_nothing():
+    """Geometry and seeds live on the CPU whatever the user's default is."""
+    inputs, parts = draw_inputs(40), draw_parts(("kq_pre", "kq_post"))
+    for kind, mask in masks(40).items():
+        expected = value_and_gradients(inputs, parts, backend="blockwise", mask=mask)
+        with torch.device("meta"):
+            output = multi_token_attention(*inputs, **parts, backend="blockwise", mask=mask)
+            dropped = multi_token_attention(*inputs, **parts, backend="blockwise", mask=mask, dropout_p=0.1)
+            gradients = torch.autograd.grad(output.square().sum() + dropped.sum(), inputs)
+        assert_close(output, expected[0], kind)
+        assert all(gradient.device.type == "cpu" for gradient in gradients)
+
+
+def test_parts_in_any_memory_order():
+    inputs, parts = draw_inputs(20), draw_parts(("kq_pre", "head_pre", "head_post"))
+    turned = {name: part.detach().transpose(-1, -2).contiguous() for name, part in parts.items()}
+    views = {name: part.requires_grad_().transpose(-1, -2) for name, part in turned.items()}
+    found = value_and_gradients(inputs, views, backend="blockwise")
+    assert_same(found, value_and_gradients(inputs, parts, backend="blockwise"), "views")

@@ -28,6 +28,7 @@ def test_triton_says_what_it_takes_and_what_came(monkeypatch):
     assert refusal(PartSizes(kq_post=(9, 3))) == "it takes kernels up to 8 x 15; this call has 9 x 3"
     assert refusal(PartSizes(kq_pre=(3, 16))) == "it takes kernels up to 8 x 15; this call has 3 x 16"
     assert refusal(PartSizes(head_pre=64), CallSizes(64, 64, 64)) == "it mixes up to 32 heads; this call mixes 64"
+    assert refusal(situation=Situation(None)) is None, "a layer is configured before it is moved to a device"
     monkeypatch.setattr(choice, "_INTERPRETED", True)
     assert refusal(situation=Situation()) is None
     monkeypatch.setattr(choice, "_TRITON_INSTALLED", False)

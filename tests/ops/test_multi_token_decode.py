@@ -84,8 +84,9 @@ def test_wrong_pasts_are_named():
     for past, message in (
         (None, "read 3 earlier queries, but past_query holds 0; keep what the last call returned"),
         (query[:, :, 17:19], "read 3 earlier queries, but past_query holds 2"),
-        (query[:, :2, :19], r"past_query must fit query, \(2, 4, 19, 5\) in torch.float64, got \(2, 2, 19, 5\)"),
-        (query[:, :, :19].float(), "in torch.float64, got .* in torch.float32"),
+        (query[:, :2, :19], r"past_query must fit query, \(2, 4, 19, 5\) in torch.float64 on cpu, got \(2, 2, 19, 5\)"),
+        (query[:, :, :19].float(), "in torch.float64 on cpu, got .* in torch.float32 on cpu"),
+        (query[:, :, :19].to("meta"), "on cpu, got .* on meta"),
         (query[0], r"past_query must fit query, \(2, 4, 'past', 5\)"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -57,5 +57,9 @@ def test_the_global_generator_moves_on_by_one_draw():
     inputs = [t.detach() for t in draw_inputs(9)]
     parts = {name: part.detach() for name, part in draw_parts(("kq_pre",)).items()}
     torch.manual_seed(0)
+    torch.randint(2**62, ())
+    expected = torch.get_rng_state()
+    torch.manual_seed(0)
     first = multi_token_attention(*inputs, **parts, dropout_p=0.5, backend="blockwise")
+    assert torch.equal(torch.get_rng_state(), expected)
     assert not torch.equal(first, multi_token_attention(*inputs, **parts, dropout_p=0.5, backend="blockwise"))

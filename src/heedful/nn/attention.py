@@ -168,7 +168,7 @@ class Attention(nn.Module):
         assert estimate is not None
         if self.head_output is not None:
             estimate = self.head_output(estimate.unflatten(-1, (config.heads.output_heads, -1))).flatten(-2)
-        return self.o_proj(estimate), None if state is None else AttentionState(rounds=tuple(states), spare=past.spare)
+        return self.o_proj(estimate), None if state is None else past.after(tuple(states), x.shape[1])
 
     @staticmethod
     def _positions(x: Tensor, mask: AttentionMask, past: int) -> Tensor:

@@ -99,7 +99,7 @@ class AttentionConfig:
                 f"got "
                 f"{self.heads_width} and {self.hidden_size}."
             )
-        self.choose_backend(training=True)
+        self.choose_backend(Situation(device=None), training=True)
 
     @property
     def sizes(self) -> LayerSizes:
@@ -139,5 +139,6 @@ class AttentionConfig:
     def choose_backend(self, situation: Situation | None = None, *, training: bool = False) -> Choice:
         """Return the backend that a call takes and why; ValueError where the request cannot be obeyed."""
         situation = Situation() if situation is None else situation
+        situation = situation._replace(masked=situation.masked or self.window is not None)
         candidates = self.rule.backends(self.sizes, situation, dropout_p=self.dropout if training else 0.0)
         return choose_backend(self.rule.kind, self.backend, candidates)

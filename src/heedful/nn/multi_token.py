@@ -88,7 +88,8 @@ class MultiTokenRule(PlainLayout):
             head_post=self.group_size(self.post_mixing, sizes.num_heads),
         )
         call = CallSizes(sizes.num_heads, sizes.num_kv_heads, sizes.head_dim, dropout_p)
-        return multi_token_backends(parts, call, situation)
+        rows = min(situation.queries + self.halo(sizes.layer_index), situation.keys)  # past queries are read again
+        return multi_token_backends(parts, call, situation._replace(queries=rows))
 
     def cost(self, sizes: LayerSizes) -> MapCost:
         """As standard, plus c_q c_k per convolution and c_h per mixing, for each head and pair."""

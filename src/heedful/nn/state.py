@@ -50,7 +50,7 @@ class AttentionState:
     Attributes:
         rounds: one `RoundState` per boosting round.
         spare: by how many tokens the state after each call can go back.
-        taken_back: by how many tokens it has gone back since the last call.
+        taken_back: by how many of these it has gone back already, new tokens made good again.
     """
 
     rounds: tuple[RoundState, ...]
@@ -64,8 +64,14 @@ class AttentionState:
             raise ValueError(f"a state can go back by 0 or more tokens, got {spare}.")
         return cls(rounds=(RoundState(),) * rounds, spare=spare)
 
+    def after(self, rounds: tuple[RoundState, ...], tokens: int) -> AttentionState:
+        """Return the state after a call on so many tokens, with the memories that it gave."""
+        return AttentionState(rounds=rounds, spare=self.spare, taken_back=max(self.taken_back - tokens, 0))
+
     def rollback(self, tokens: int) -> AttentionState:
         """Return the state as it was `tokens` tokens earlier.
+
+        After going back by k the state can go back by k fewer, until k new tokens have followed.
 
         Raises:
             ValueError: more tokens than the state was made for, or than there are.

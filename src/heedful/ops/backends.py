@@ -24,12 +24,17 @@ class Choice(NamedTuple):
 
 
 class Situation(NamedTuple):
-    """What besides the mechanism decides which backend is the fastest: where a call runs, its type and lengths."""
+    """What besides the mechanism decides which backend can run a call and is the fastest.
 
-    device: str = "cpu"
+    `device` is the device's type, or None while it is not known: a layer is configured before it is moved.
+    """
+
+    device: str | None = "cpu"
     dtype: torch.dtype = torch.float32
     queries: int = 2048
     keys: int = 2048
+    batch: int = 1
+    masked: bool = False  # whether there is a window, padding or documents
 
 
 class Candidates(dict[str, str | None]):

@@ -18,4 +18,4 @@ LARGEST_KEPT = 31 * 2**20  # bytes; glibc adapts to blocks below 32 MiB only
 @functools.cache
 def keep_freed_memory() -> None:
     """Let the C allocator keep freed blocks of up to 31 MiB, and twice as much at the end of its heap."""
-    torch.empty(LARGEST_KEPT, dtype=torch.uint8)
+    torch.empty(LARGEST_KEPT, dtype=torch.uint8, device="cpu")

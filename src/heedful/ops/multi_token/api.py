@@ -68,12 +68,12 @@ def multi_token_attention(
 
             Of these only "reference" has second derivatives. `heedful.explain` says which one "auto" takes.
         block_size: rows of a block of "blockwise" and "triton"; None for the rule: tiles of about 2^21 numbers (2^24
-            on CUDA) with 64 to 128 rows. It changes speed, memory and rounding only.
+            on CUDA), but never fewer than 64 rows or more than 128. It changes speed, memory and rounding only.
 
     Returns:
         (B, H, N, d_v) in the values' type. Rows of the final weights need not sum to one. Scores, convolutions, mixing
-        and softmax are computed in float32 (float64 for float64). A query which sees nothing has output and gradient
-        zero.
+        and softmax are computed in float32 (float64 for float64); "triton" rounds scores, weights and their gradients
+        to the storage type in between. A query which sees nothing has output and gradient zero.
 
     Raises:
         ValueError: parameters whose shapes, types or devices do not fit, more queries than keys, unknown mask forms,
@@ -118,10 +118,11 @@ def run_multi_token(
         raise ValueError(f"block_size must be at least 1 row, got {block_size}.")
     mask = NO_MASK if mask is None else mask
     heads, queries, head_dim = query.shape[1:]
+    masked = mask.window is not None or mask.keys is not None
     candidates = multi_token_backends(
         PartSizes.of(parts),
         CallSizes(heads, key.shape[1], head_dim, dropout_p),
-        Situation(query.device.type, query.dtype, queries, key.shape[2]),
+        Situation(query.device.type, query.dtype, queries, key.shape[2], query.shape[0], masked),
     )
     choice = choose_backend("multi-token", backend, candidates)
     options = {"mask": mask, "is_causal": is_causal, "scale": scale}

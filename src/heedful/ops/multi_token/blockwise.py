@@ -46,7 +46,7 @@ def multi_token_blockwise(
     """
     mask.check(query.shape[2], key.shape[2], is_causal=is_causal)
     # Drawn on the CPU whatever the device: reading a number back from a GPU would wait for it.
-    seed = torch.randint(2**62, (), dtype=torch.int64) if dropout_p > 0.0 else None
+    seed = torch.randint(2**62, (), dtype=torch.int64, device="cpu") if dropout_p > 0.0 else None
     return _forward(
         query,
         key,
@@ -140,7 +140,7 @@ def _backward(
     with torch.autocast(query.device.type, enabled=False):
         *inputs, part_gradients = walk.backward(gradient, query, key, value, mixers)
     found = [
-        torch.zeros_like(part) if one is None else one.to(part.dtype)
+        torch.zeros_like(part, memory_format=torch.contiguous_format) if one is None else one.to(part.dtype)
         for part, one, want in zip(parts, part_gradients, wanted, strict=True)
         if want and part is not None
     ]

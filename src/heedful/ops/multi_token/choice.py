@@ -20,7 +20,7 @@ TRITON_HEAD_DIMS = (32, 256)
 FLASH_WIDTH = 256
 """The widest values that fused attention kernels take on CUDA."""
 SMALL_MAP = 2**14
-"""Below so many numbers in all maps, the plain equations on a CPU are quicker than setting up a walk."""
+"""Up to so many numbers in all maps of a call, the plain equations on a CPU are quicker than setting up a walk."""
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -53,7 +53,8 @@ class CallSizes(NamedTuple):
 def multi_token_backends(parts: PartSizes, sizes: CallSizes, situation: Situation) -> Candidates:
     """Return the backends in the order of preference, with the reason of each refusal."""
     if parts == PartSizes():
-        return Candidates({"sdpa": None, "blockwise": None, "reference": None}, "nothing changes the map")
+        others = {"triton": _triton_refusal(parts, sizes, situation), "blockwise": None, "reference": None}
+        return Candidates({"sdpa": None, **others}, "nothing changes the map")
     refusals = {
         "sdpa": _sdpa_refusal(parts, sizes),
         "triton": _triton_refusal(parts, sizes, situation),
@@ -65,15 +66,16 @@ def multi_token_backends(parts: PartSizes, sizes: CallSizes, situation: Situatio
 
 
 def _preference(parts: PartSizes, sizes: CallSizes, situation: Situation) -> tuple[tuple[str, ...], str]:
-    if _shares_values(parts, sizes):
+    fused = _sdpa_refusal(parts, sizes) is None and not situation.masked  # SDPA's masks are N x M
+    if fused and _shares_values(parts, sizes):
         return ("sdpa", "blockwise", "reference", "triton"), "the mixed heads share their values, so outputs are mixed"
-    if situation.device == "cpu":
-        numbers = sizes.heads * situation.queries * situation.keys
+    if situation.device != "cuda":
+        numbers = situation.batch * sizes.heads * situation.queries * situation.keys
         if numbers <= SMALL_MAP:
             order = ("reference", "blockwise", "sdpa", "triton")
-            return order, f"a map of {numbers} numbers is so small that the plain equations are the fastest"
+            return order, f"maps of {numbers} numbers are so small that the plain equations are the fastest"
         return ("blockwise", "reference", "sdpa", "triton"), "linear memory, and the fastest on a CPU"
-    if parts.head_post == 2 and 2 * sizes.head_dim <= FLASH_WIDTH:
+    if fused and parts.head_post == 2 and 2 * sizes.head_dim <= FLASH_WIDTH:
         reason = "the values of both mixed heads fit one fused kernel (not measured yet)"
         return ("sdpa", "triton", "blockwise", "reference"), reason
     reason = "linear memory, and one fused kernel between the products (not measured yet)"
@@ -81,9 +83,8 @@ def _preference(parts: PartSizes, sizes: CallSizes, situation: Situation) -> tup
 
 
 def _shares_values(parts: PartSizes, sizes: CallSizes) -> bool:
-    """Whether only head_post is there and each of its groups lies inside the query heads of one key head."""
-    alone = parts == PartSizes(head_post=parts.head_post) and sizes.dropout_p == 0.0
-    return alone and (sizes.heads // sizes.kv_heads) % (parts.head_post or 1) == 0
+    """Whether each group mixed after the softmax lies inside the query heads of one key head."""
+    return (sizes.heads // sizes.kv_heads) % (parts.head_post or 1) == 0
 
 
 def _sdpa_refusal(parts: PartSizes, sizes: CallSizes) -> str | None:
@@ -95,7 +96,7 @@ def _sdpa_refusal(parts: PartSizes, sizes: CallSizes) -> str | None:
 
 
 def _triton_refusal(parts: PartSizes, sizes: CallSizes, situation: Situation) -> str | None:
-    if situation.device != "cuda" and not _INTERPRETED:
+    if situation.device not in ("cuda", None) and not _INTERPRETED:
         return f"it needs a CUDA device; this call is on {situation.device}"
     if not _TRITON_INSTALLED:
         return "it needs the package triton, which is not installed"

@@ -73,10 +73,11 @@ def multi_token_decode(
     rows, past = query, 0
     if past_query is not None:
         expected = (*query.shape[:2], past_query.shape[2] if past_query.dim() == 4 else "past", query.shape[3])
-        if tuple(past_query.shape) != expected or past_query.dtype != query.dtype:
+        same = past_query.dtype == query.dtype and past_query.device == query.device
+        if tuple(past_query.shape) != expected or not same:
             raise ValueError(
-                f"past_query must fit query, {expected} in {query.dtype}, got {tuple(past_query.shape)} in "
-                f"{past_query.dtype}."
+                f"past_query must fit query, {expected} in {query.dtype} on {query.device}, got "
+                f"{tuple(past_query.shape)} in {past_query.dtype} on {past_query.device}."
             )
         rows, past = torch.cat([past_query, query], dim=2), past_query.shape[2]
     needed = max(min(halo, key.shape[2] - query.shape[2]), 0)

@@ -8,6 +8,7 @@ empty interval. Causality, window, documents and padded queries all are interval
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -68,6 +69,9 @@ class PlainLines:
             last[:, :-start] = -1
         return first, last
 
+    def real_on(self, device: torch.device) -> None:
+        """Return that nothing is padding."""
+
     def narrow(self, batch: slice) -> PlainLines:
         """Return the lines of a slice of the batch: the same for all."""
         return self
@@ -107,8 +111,25 @@ class DescribedLines:
     def intervals(self, start: int, stop: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return first and last visible key of lines [start, stop), both (batch or 1, stop - start), on a device."""
         rows, above = slice(max(start, 0), stop), max(-start, 0)
-        first, last = self.first[:, rows].int(), self.last[:, rows].int()
-        return pad(first, (above, 0), value=NEVER).to(device), pad(last, (above, 0), value=-1).to(device)
+        first, last = self._on(device)
+        return pad(first[:, rows], (above, 0), value=NEVER), pad(last[:, rows], (above, 0), value=-1)
+
+    def real_on(self, device: torch.device) -> Tensor | None:
+        """Return `real` on a device."""
+        if self.real is not None and ("real", device) not in self._copies:
+            self._copies["real", device] = self.real.to(device)
+        return self._copies.get(("real", device))
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the intervals on a device, copied there once for all tiles."""
+        if ("first", device) not in self._copies:
+            self._copies["first", device] = self.first.int().to(device)
+            self._copies["last", device] = self.last.int().to(device)
+        return self._copies["first", device], self._copies["last", device]
+
+    @functools.cached_property
+    def _copies(self) -> dict[tuple[str, torch.device], Tensor]:
+        return {}
 
     def narrow(self, batch: slice) -> DescribedLines:
         """Return the lines of a slice of the batch."""
@@ -133,7 +154,7 @@ def lines_of(mask: AttentionMask, queries: int, keys: int, *, is_causal: bool, g
         real = None
     if segments is None and real is None:
         return PlainLines(queries, keys, is_causal, mask.window)
-    position = torch.arange(keys)[None]
+    position = torch.arange(keys, device="cpu")[None]
     first, last = torch.zeros_like(position), position if is_causal else torch.full_like(position, keys - 1)
     if mask.window is not None:
         first = torch.maximum(first, position - mask.window + 1)
@@ -152,8 +173,8 @@ def lines_of(mask: AttentionMask, queries: int, keys: int, *, is_causal: bool, g
     if segments is None or gap == 0:
         return DescribedLines(queries, None, first, last, real)
     segments, first, last = torch.broadcast_tensors(segments[:, keys - queries :], first, last)
-    line = torch.arange(queries) + gap * (segments - segments[:, :1])
+    line = torch.arange(queries, device="cpu") + gap * (segments - segments[:, :1])
     shape = (len(line), int(line[:, -1].max()) + 1)
-    first = torch.full(shape, NEVER).scatter(1, line, first)
-    last = torch.full(shape, -1).scatter(1, line, last)
+    first = torch.full(shape, NEVER, device="cpu").scatter(1, line, first)
+    last = torch.full(shape, -1, device="cpu").scatter(1, line, last)
     return DescribedLines(shape[1], line, first, last, real)

@@ -34,7 +34,8 @@ def mixed_outputs(
 ) -> Float[Tensor, "b h n dv"]:
     """Return attention with mixing after the softmax; arguments as in `multi_token_attention`.
 
-    Memory: O(B H N d_v), times c_h where the heads of a group have different values.
+    Memory: O(B H N d_v), times c_h where the heads of a group have different values, and O(B N M) bits of mask where
+    there is a window, padding or documents.
     """
     groups, size = head_post.shape[:2]
     mixing = head_post.to(compute_dtype(query.dtype))

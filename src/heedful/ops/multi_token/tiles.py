@@ -115,7 +115,7 @@ def tiles(lines: Lines, begin: int, rows: int, pre: Reach, post: Reach, device: 
             weights=weights,
             first=first,
             last=last,
-            real=None if lines.real is None else lines.real.to(device),
+            real=lines.real_on(device),
             clear=(0, 0) if lines.real is not None else (in_scores.greatest_first, in_scores.least_last + 1),
             has_blind_lines=in_map.least_last < 0,
         )

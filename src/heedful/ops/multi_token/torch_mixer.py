@@ -55,7 +55,10 @@ class TorchMixer:
         self.dropout_p = dropout_p
         self.seed = seed
         self.gradients = Parts(
-            *(torch.zeros_like(p) if p is not None and n else None for p, n in zip(parts, needed, strict=True))
+            *(
+                torch.zeros_like(part, memory_format=torch.contiguous_format) if part is not None and wanted else None
+                for part, wanted in zip(parts, needed, strict=True)
+            )
         )
 
     def forward(self, scores: Float[Tensor, "b h rows columns"], tile: Tile) -> Float[Tensor, "b h n m"]:

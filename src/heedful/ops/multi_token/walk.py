@@ -28,7 +28,7 @@ from heedful.ops.multi_token.tiles import Region, Tile, rounded_width, tiles
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-TILE_NUMBERS = 2**21  # 8 MiB: about five live at a time, in a shared cache of 32 MiB; half as many were slower
+TILE_NUMBERS = 2**21  # 8 MiB, for a shared cache of 32 MiB; half as many were slower at 2048 keys
 CUDA_TILE_NUMBERS = 2**24  # 32 MiB in 16 bits, for 50 MiB of second cache; not measured yet
 MOST_ROWS, FEWEST_ROWS = 128, 64
 
@@ -132,7 +132,8 @@ class Walk:
         keys = key.shape[2]
         gap = max(self.pre.rows, self.post.rows)
         lines = lines_of(self.mask, queries, keys, is_causal=self.is_causal, gap=gap)
-        span = keys if self.mask.window is None else min(keys, self.mask.window + MOST_ROWS)
+        window, sides = self.mask.window, 1 if self.is_causal else 2
+        span = keys if window is None else min(keys, sides * window + MOST_ROWS)
         numbers = CUDA_TILE_NUMBERS if query.is_cuda else TILE_NUMBERS
         rows, together = block_sizes(batch, heads, queries - self.context, span, numbers)
         if self.mask.document_ids is not None:
@@ -145,8 +146,9 @@ class Walk:
 def block_sizes(batch: int, heads: int, queries: int, keys: int, numbers: int = TILE_NUMBERS) -> tuple[int, int]:
     """Return the rows of a block and how many batch entries share a tile.
 
-    The rule: a tile of about `numbers` numbers, between 64 and 128 rows. Few rows waste work on the halo, many leave
-    the cache, and waste more on the causal corner. Of several batch entries as many go together as fit with 64 rows.
+    The rule: a tile of about `numbers` numbers, but never fewer than 64 rows, however long the text, nor more than 128.
+    Few rows waste work on the halo; many leave the cache and waste work on the causal corner. Of several batch entries
+    as many go together as fit with 64 rows.
     """
     together = max(1, min(batch, numbers // max(1, heads * keys * min(64, queries))))
     fitting = numbers // max(1, together * heads * keys)
