@@ -26,6 +26,15 @@ class Parts(NamedTuple):
         """Return the parts in another type."""
         return Parts(*(None if part is None else part.to(dtype) for part in self))
 
+    def gradient_sums(self, needed: tuple[bool, bool, bool, bool]) -> Parts:
+        """Return zeros to sum the gradients of the needed parts into, None for the others."""
+        return Parts(
+            *(
+                torch.zeros_like(part, memory_format=torch.contiguous_format) if part is not None and wanted else None
+                for part, wanted in zip(self, needed, strict=True)
+            )
+        )
+
     @property
     def present(self) -> tuple[bool, bool, bool, bool]:
         """Which parts there are."""
@@ -35,11 +44,6 @@ class Parts(NamedTuple):
             self.head_pre is not None,
             self.head_post is not None,
         )
-
-    @property
-    def change_the_map(self) -> bool:
-        """Whether this is more than standard attention."""
-        return any(self.present)
 
 
 class Reach(NamedTuple):

@@ -54,12 +54,7 @@ class TorchMixer:
         self.exact_mask = exact_mask
         self.dropout_p = dropout_p
         self.seed = seed
-        self.gradients = Parts(
-            *(
-                torch.zeros_like(part, memory_format=torch.contiguous_format) if part is not None and wanted else None
-                for part, wanted in zip(parts, needed, strict=True)
-            )
-        )
+        self.gradients = parts.gradient_sums(needed)
 
     def forward(self, scores: Float[Tensor, "b h rows columns"], tile: Tile) -> Float[Tensor, "b h n m"]:
         """Return the weights B of a tile. `scores` may be overwritten."""

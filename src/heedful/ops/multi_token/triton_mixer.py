@@ -73,9 +73,7 @@ class TritonMixer:
         self.exact_mask = exact_mask
         self.dropout_p = dropout_p
         self.seed = seed
-        self.gradients = Parts(
-            *(torch.zeros_like(p) if p is not None and n else None for p, n in zip(self.parts, needed, strict=True))
-        )
+        self.gradients = parts.gradient_sums(needed)
 
     def forward(self, scores: Float[Tensor, "b h rows columns"], tile: Tile) -> Float[Tensor, "b h n m"]:
         """Return the weights B of a tile, in its type. `scores` may be overwritten."""
