@@ -37,7 +37,8 @@ def explain(
         `Choice(backend, reason)`.
 
     Raises:
-        ValueError: an unknown preset or backend, or a backend that cannot run this layer, with the reason.
+        ValueError: an unknown preset, device or backend, lengths that cannot be, or a backend that cannot run this
+            layer, with the reason.
 
     Examples:
         >>> from heedful import explain
@@ -48,5 +49,15 @@ def explain(
         config = attention_config(config, hidden_size=512, num_heads=8)
     if backend is not None:
         config = replace(config, backend=backend)
-    situation = Situation(torch.device(device).type, dtype, length, length if context is None else context, batch)
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {device!r}.") from error
+    keys = length if context is None else context
+    if not 1 <= length <= keys or batch < 1:
+        raise ValueError(
+            f"length and batch must be at least 1 and context at least length, got length {length}, context {keys} and "
+            f"batch {batch}."
+        )
+    situation = Situation(kind, dtype, length, keys, batch)
     return config.choose_backend(situation, training=training)

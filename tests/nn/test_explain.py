@@ -109,3 +109,17 @@ def test_a_layer_may_ask_for_a_cuda_backend_before_it_is_moved_there(monkeypatch
             call()
     with pytest.raises(ValueError, match="it takes head_dim 32 to 256; this call has 4"):
         attention_config("multi-token", backend="triton", **SIZES)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cudda"}, "device must be one of torch's, such as 'cpu' or 'cuda', got 'cudda'"),
+        ({"length": 10, "context": 5}, "context at least length, got length 10, context 5 and batch 1"),
+        ({"length": 0}, "at least 1"),
+        ({"batch": 0}, "at least 1"),
+    ],
+)
+def test_calls_that_cannot_be_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        heedful.explain("multi-token", **options)

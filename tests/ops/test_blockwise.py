@@ -123,6 +123,12 @@ def test_gradients_of_narrow_types_are_as_near_as_the_references(dtype):
         )
     ):
         assert found.dtype == dtype
+        if dtype != torch.float32 and index < 2:  # output and gradient of the query: only the last rounding may differ
+            a, b = found.detach().double().abs(), reference.detach().double()
+            slack = 1024 * torch.finfo(torch.float32).eps * float(b.abs().max())
+            assert bool(((found.double() - b).abs() <= torch.finfo(dtype).eps * a.maximum(b.abs()) + slack).all()), (
+                index
+            )
         error, allowed = ((x.double() - truth).square().mean().sqrt() for x in (found, reference))
         assert error <= 2 * allowed, (index, error, allowed)
 

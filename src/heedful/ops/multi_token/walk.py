@@ -167,7 +167,8 @@ class _Slice:
         if lines.real is not None:
             self.real = lines.real[:, None, lines.real.shape[1] - query.shape[2] :, None].to(query.device)
         self.line = None if lines.line is None else lines.line.to(query.device)[:, None, :, None]
-        queries = self.to_lines((self.without_padding(query[batch]) * walk.scale).to(walk.dtype))
+        wide = torch.promote_types(walk.dtype, torch.float32)  # scaling 16 bits would round once more
+        queries = self.to_lines((self.without_padding(query[batch]).to(wide) * walk.scale).to(walk.dtype))
         keys, values = (tensor[batch].to(walk.dtype) for tensor in (key, value))
         # With zeros around queries and keys, tiles that stick out of the map come out of the product as they shall be.
         # A few new rows are not worth a copy of all keys: there the tile itself is padded.
