@@ -3,6 +3,7 @@
 import pytest
 import torch
 from multi_token_cases import COMBINATIONS, draw_inputs, draw_parts, masks, value_and_gradients
+from torch import library
 
 from heedful.ops import AttentionMask, multi_token_attention
 from heedful.ops.multi_token.blockwise import _backward, _forward, multi_token_blockwise
@@ -162,12 +163,12 @@ def test_the_operators_are_registered_correctly(name):
         4,
         "torch",
     )
-    assert set(torch.library.opcheck(_forward, arguments).values()) == {"SUCCESS"}
+    assert set(library.opcheck(_forward, arguments).values()) == {"SUCCESS"}
     detached = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
     gradient = torch.ones_like(_forward(*detached))
     needed = [field in parts for field in Parts._fields]
     tests = ("test_schema", "test_faketensor")
-    found = torch.library.opcheck(_backward, (gradient, *detached, needed), test_utils=tests)
+    found = library.opcheck(_backward, (gradient, needed, *detached), test_utils=tests)
     assert set(found.values()) == {"SUCCESS"}
 
 

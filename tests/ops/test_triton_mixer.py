@@ -23,8 +23,10 @@ from heedful.ops.multi_token.walk import Walk
 from tolerance import ORDER
 from triton_on_cpu import DEVICE
 
+# Triton has wheels for Linux only; `make test` installs it there, so that nothing is skipped in CI.
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs the package triton", allow_module_level=True)
+# The interpreter is chosen when Triton is first imported. No other test imports it; a plugin or a user's shell might.
 if not triton_on_cpu.load():
     pytest.skip("Triton was imported before, for a GPU; run this file alone", allow_module_level=True)
 

@@ -7,11 +7,11 @@ itself is not differentiable: second derivatives need the reference, and the err
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from heedful.ops.masks import AttentionMask
 from heedful.ops.multi_token.parts import Parts, Reach
@@ -66,162 +66,128 @@ def multi_token_blockwise(
     )
 
 
-_ARGUMENTS = (
+class _Call(NamedTuple):
+    """The arguments of the operators, in the order of `_SCHEMA`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    kq_pre: Tensor | None
+    kq_post: Tensor | None
+    head_pre: Tensor | None
+    head_post: Tensor | None
+    key_padding: Tensor | None
+    document_ids: Tensor | None
+    seed: Tensor | None
+    window: int | None
+    exact_mask: bool
+    is_causal: bool
+    scale: float
+    dropout_p: float
+    context: int
+    block: int | None
+    mixer: str
+
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value."""
+        return self.query, self.key, self.value
+
+    @property
+    def parts(self) -> Parts:
+        """The four parts."""
+        return Parts(self.kq_pre, self.kq_post, self.head_pre, self.head_post)
+
+    def walk(self) -> Walk:
+        """Return how the call is walked through."""
+        return Walk(
+            mask=AttentionMask(window=self.window, key_padding=self.key_padding, document_ids=self.document_ids),
+            is_causal=self.is_causal,
+            scale=self.scale,
+            context=self.context,
+            block=self.block,
+            pre=Reach.of(self.kq_pre),
+            post=Reach.of(self.kq_post),
+            dtype=self.query.dtype if self.mixer == "triton" else compute_dtype(self.query.dtype),
+        )
+
+    def mixers(self, needed: Sequence[bool] = (False, False, False, False)) -> Callable[[int], Mixer]:
+        """Return what makes the mixer of each slice of the batch; `needed` are the parts whose gradient is wanted."""
+        if self.mixer == "triton":
+            from heedful.ops.multi_token.triton_mixer import TritonMixer as Chosen  # Triton is optional
+        else:
+            from heedful.ops.multi_token.torch_mixer import TorchMixer as Chosen
+        parts = self.parts.to(compute_dtype(self.query.dtype))
+        first = 0 if self.seed is None else int(self.seed)
+
+        def mixer(number: int) -> Mixer:
+            # Tiles add their number to the seed: 2^20 of them fit between two slices.
+            seed = (first + (number << 20)) % 2**63
+            return Chosen(parts, exact_mask=self.exact_mask, dropout_p=self.dropout_p, seed=seed, needed=needed)
+
+        return mixer
+
+
+_SCHEMA = (
     "Tensor query, Tensor key, Tensor value, Tensor? kq_pre, Tensor? kq_post, Tensor? head_pre, Tensor? head_post, "
     "Tensor? key_padding, Tensor? document_ids, Tensor? seed, int? window, bool exact_mask, bool is_causal, "
     "float scale, float dropout_p, int context, int? block, str mixer"
-)  # written out: read from annotations they would hang on what decorates the functions
+)
+_TENSORS = 10  # the first arguments, which are tensors
 
 
-@torch.library.custom_op("heedful::multi_token_blockwise", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
-def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kq_pre: Tensor | None,
-    kq_post: Tensor | None,
-    head_pre: Tensor | None,
-    head_post: Tensor | None,
-    key_padding: Tensor | None,
-    document_ids: Tensor | None,
-    seed: Tensor | None,
-    window: int | None,
-    exact_mask: bool,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-    context: int,
-    block: int | None,
-    mixer: str,
-) -> Tensor:
-    parts = Parts(kq_pre, kq_post, head_pre, head_post)
-    mask = AttentionMask(window=window, key_padding=key_padding, document_ids=document_ids)
-    walk = _walk(query, parts, mask, is_causal, scale, context, block, mixer)
-    options = {"storage": query.dtype, "exact_mask": exact_mask, "dropout_p": dropout_p, "seed": seed}
-    mixers = _mixers(parts, mixer, **options)
-    with torch.autocast(query.device.type, enabled=False):
-        return walk.forward(query, key, value, mixers)
+@library.custom_op("heedful::multi_token_blockwise", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
+def _forward(*arguments: Any) -> Tensor:
+    call = _Call(*arguments)
+    with torch.autocast(call.query.device.type, enabled=False):
+        return call.walk().forward(*call.inputs, call.mixers())
 
 
-@torch.library.custom_op(
+@library.custom_op(
     "heedful::multi_token_blockwise_backward",
     mutates_args=(),
-    schema=f"(Tensor gradient, {_ARGUMENTS}, bool[] needed) -> Tensor[]",
+    schema=f"(Tensor gradient, bool[] needed, {_SCHEMA}) -> Tensor[]",
 )
-def _backward(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kq_pre: Tensor | None,
-    kq_post: Tensor | None,
-    head_pre: Tensor | None,
-    head_post: Tensor | None,
-    key_padding: Tensor | None,
-    document_ids: Tensor | None,
-    seed: Tensor | None,
-    window: int | None,
-    exact_mask: bool,
-    is_causal: bool,
-    scale: float,
-    dropout_p: float,
-    context: int,
-    block: int | None,
-    mixer: str,
-    needed: list[bool],
-) -> list[Tensor]:
+def _backward(gradient: Tensor, needed: list[bool], *arguments: Any) -> list[Tensor]:
     """Return the gradients of query, key, value, then of those parts which are `needed`."""
-    parts = Parts(kq_pre, kq_post, head_pre, head_post)
-    mask = AttentionMask(window=window, key_padding=key_padding, document_ids=document_ids)
-    walk = _walk(query, parts, mask, is_causal, scale, context, block, mixer)
-    wanted = (needed[0], needed[1], needed[2], needed[3])
-    options = {"storage": query.dtype, "exact_mask": exact_mask, "dropout_p": dropout_p, "seed": seed}
-    mixers = _mixers(parts, mixer, **options, needed=wanted)
-    with torch.autocast(query.device.type, enabled=False):
-        *inputs, part_gradients = walk.backward(gradient, query, key, value, mixers)
+    call = _Call(*arguments)
+    with torch.autocast(call.query.device.type, enabled=False):
+        *inputs, sums = call.walk().backward(gradient, *call.inputs, call.mixers(needed))
     found = [
         torch.zeros_like(part, memory_format=torch.contiguous_format) if one is None else one.to(part.dtype)
-        for part, one, want in zip(parts, part_gradients, wanted, strict=True)
+        for part, one, want in zip(call.parts, sums, needed, strict=True)
         if want and part is not None
     ]
     return [*inputs, *found]
 
 
-def _mixers(
-    parts: Parts,
-    kind: str,
-    *,
-    storage: torch.dtype,
-    exact_mask: bool,
-    dropout_p: float,
-    seed: Tensor | None,
-    needed: tuple[bool, bool, bool, bool] = (False, False, False, False),
-) -> Callable[[int], Mixer]:
-    """Return what makes the mixer of each slice of the batch."""
-    if kind == "triton":
-        from heedful.ops.multi_token.triton_mixer import TritonMixer as Chosen  # Triton is optional
-    else:
-        from heedful.ops.multi_token.torch_mixer import TorchMixer as Chosen
-    wide = parts.to(compute_dtype(storage))
-    first = 0 if seed is None else int(seed)
-
-    def mixer(number: int) -> Mixer:
-        # Tiles add their number to the seed: 2^20 of them fit between two slices.
-        own = (first + (number << 20)) % 2**63
-        return Chosen(wide, exact_mask=exact_mask, dropout_p=dropout_p, seed=own, needed=needed)
-
-    return mixer
-
-
-def _walk(
-    query: Tensor,
-    parts: Parts,
-    mask: AttentionMask,
-    is_causal: bool,
-    scale: float,
-    context: int,
-    block: int | None,
-    mixer: str,
-) -> Walk:
-    return Walk(
-        mask=mask,
-        is_causal=is_causal,
-        scale=scale,
-        context=context,
-        block=block,
-        pre=Reach.of(parts.kq_pre),
-        post=Reach.of(parts.kq_post),
-        dtype=query.dtype if mixer == "triton" else compute_dtype(query.dtype),
-    )
-
-
 @_forward.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *others: Any) -> Tensor:
-    context = others[12]
-    return value.new_empty(query.shape[0], query.shape[1], query.shape[2] - context, value.shape[-1])
+def _(*arguments: Any) -> Tensor:
+    call = _Call(*arguments)
+    batch, heads, queries, _ = call.query.shape
+    return call.value.new_empty(batch, heads, queries - call.context, call.value.shape[-1])
 
 
 @_backward.register_fake
-def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> list[Tensor]:
-    needed = others[-1]
-    parts = [part for part, want in zip(others[:4], needed, strict=True) if want and part is not None]
-    return [tensor.new_empty(tensor.shape) for tensor in (query, key, value, *parts)]
+def _(gradient: Tensor, needed: list[bool], *arguments: Any) -> list[Tensor]:
+    call = _Call(*arguments)
+    parts = [part for part, want in zip(call.parts, needed, strict=True) if want and part is not None]
+    return [tensor.new_empty(tensor.shape) for tensor in (*call.inputs, *parts)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:10])
-    ctx.options = inputs[10:]
+    ctx.save_for_backward(*inputs[:_TENSORS])
+    ctx.options = inputs[_TENSORS:]
 
 
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    tensors = ctx.saved_tensors
-    needed = [
-        wanted and tensor is not None for wanted, tensor in zip(ctx.needs_input_grad[3:7], tensors[3:7], strict=True)
-    ]
-    found = iter(_backward(gradient, *tensors, *ctx.options, needed))
+    call = _Call(*ctx.saved_tensors, *ctx.options)
+    wanted = ctx.needs_input_grad[3:7]
+    needed = [want and part is not None for want, part in zip(wanted, call.parts, strict=True)]
+    found = iter(_backward(gradient, needed, *call))
     inputs = [next(found), next(found), next(found)]
     parts = [next(found) if want else None for want in needed]
-    return (*inputs, *parts, *[None] * (3 + len(ctx.options)))
+    return (*inputs, *parts, *[None] * (len(call) - 7))
 
 
 def _refuse(ctx: Any, *gradients: Any) -> tuple[Any, ...]:

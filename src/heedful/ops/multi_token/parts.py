@@ -5,6 +5,7 @@ Legend: H query heads, c_q x c_k kernel size, c_h heads of a mixing group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ class Parts(NamedTuple):
         """Return the parts in another type."""
         return Parts(*(None if part is None else part.to(dtype) for part in self))
 
-    def gradient_sums(self, needed: tuple[bool, bool, bool, bool]) -> Parts:
+    def gradient_sums(self, needed: Sequence[bool]) -> Parts:
         """Return zeros to sum the gradients of the needed parts into, None for the others."""
         return Parts(
             *(

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 LANES = 16  # float32 numbers in one AVX-512 register
-FLAT_COLUMNS = 256  # of a part of a tile with few rows; half as fast at 2048, slower below 128
+FLAT_COLUMNS = 256  # of a part of a tile with few rows; found by trial
 MOST_PIECES = 512  # of the weight gradient at a time
-PIECE = (16, 64)  # rows and columns of the pieces of the weight gradient; flat between 8 x 64 and 32 x 64
+PIECE = (16, 64)  # rows and columns of the pieces of the weight gradient; found by trial, neighbours are alike
 
 
 def convolve(

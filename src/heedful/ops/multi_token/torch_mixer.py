@@ -13,6 +13,7 @@ those columns alone take the slow way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -48,7 +49,7 @@ class TorchMixer:
         exact_mask: bool,
         dropout_p: float = 0.0,
         seed: int = 0,
-        needed: tuple[bool, bool, bool, bool] = (False, False, False, False),
+        needed: Sequence[bool] = (False, False, False, False),
     ) -> None:
         self.parts = parts
         self.exact_mask = exact_mask

@@ -28,7 +28,7 @@ from heedful.ops.multi_token.tiles import Region, Tile, rounded_width, tiles
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-TILE_NUMBERS = 2**21  # 8 MiB, for a shared cache of 32 MiB; half as many were slower at 2048 keys
+TILE_NUMBERS = 2**21  # 8 MiB, found by trial with a shared cache of 32 MiB
 CUDA_TILE_NUMBERS = 2**24  # 32 MiB in 16 bits, for 50 MiB of second cache; not measured yet
 MOST_ROWS, FEWEST_ROWS = 128, 64
 
