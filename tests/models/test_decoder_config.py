@@ -60,9 +60,9 @@ def test_the_default_feed_forward_sizes_are_the_published_ones(activation, hidde
         ({"hiden_size": 32}, r"no field 'hiden_size'\. Did you mean 'hidden_size'"),
         ({"layer_index": 3}, "no field 'layer_index'"),
         ({"position_embedding": "rotary"}, "position_embedding: expected one of 'learned', 'none', got 'rotary'"),
-        ({"norm": "rmsnorm"}, "norm: expected one of 'layer', 'rms', got 'rmsnorm'"),
+        ({"norm": "rmsnorm"}, "norm: expected one of 'layer', 'rms', 'none', got 'rmsnorm'"),
         ({"norm_position": "sandwich"}, "norm_position: expected one of 'pre', 'post', got 'sandwich'"),
-        ({"activation": "relu"}, "activation: expected one of 'gelu', 'swiglu', got 'relu'"),
+        ({"activation": "relu"}, "activation: expected one of 'gelu', 'gelu-tanh', 'swiglu', got 'relu'"),
         ({"num_heads": 3}, "num_heads must divide hidden_size, got 3 and 16"),
     ],
 )

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from layers_for_nn import decode, text
 
 from heedful.nn import (
+    AnnealedQuery,
     Attention,
     AttentionConfig,
+    BlendedHeadOutput,
     Boosting,
     DifferentialRule,
     DifferentialV2Rule,
@@ -29,19 +31,21 @@ from tolerance import assert_close
 
 FITS = st.sampled_from(["exact", "slice", "tile"])
 MIXING = st.sampled_from([None, "all", 1, 2])
+NONLINEAR = st.builds(
+    NonlinearQuery,
+    bottleneck=st.sampled_from([None, 3]),
+    activation=st.sampled_from(["gelu", "silu", "relu", "relu-squared", "none"]),
+    input_norm=st.sampled_from(["rms", "layer", "none"]),
+    output_norm=st.sampled_from(["layer", "rms", "none"]),
+    output_norm_scope=st.sampled_from(["full", "head"]),
+    anchor=st.sampled_from(["identity", "linear", "none"]),
+    anchor_fit=FITS,
+)
 QUERIES = st.one_of(
     st.builds(LinearQuery, anchor=st.sampled_from(["none", "identity"]), gain=st.just(0.7), anchor_fit=FITS),
     st.builds(IdentityQuery, anchor_fit=FITS),
-    st.builds(
-        NonlinearQuery,
-        bottleneck=st.sampled_from([None, 3]),
-        activation=st.sampled_from(["gelu", "silu", "relu", "relu-squared", "none"]),
-        input_norm=st.sampled_from(["rms", "layer", "none"]),
-        output_norm=st.sampled_from(["layer", "rms", "none"]),
-        output_norm_scope=st.sampled_from(["full", "head"]),
-        anchor=st.sampled_from(["identity", "linear", "none"]),
-        anchor_fit=FITS,
-    ),
+    NONLINEAR,
+    st.builds(AnnealedQuery, target=NONLINEAR.filter(lambda query: query.anchor != "linear")),
 )
 RULES = st.one_of(
     st.sampled_from([StandardRule(), TwicingRule(), DifferentialRule(), DifferentialV2Rule(), TalkingHeadsRule()]),
@@ -72,10 +76,11 @@ FIELDS = st.fixed_dictionaries(
             rounds=st.integers(1, 3),
             kv_source=st.sampled_from(["residual", "input"]),
             residual_coefficient=st.sampled_from([1.0, 0.0, -1.0]),
-            gate=st.sampled_from(["vector", "head", "scalar", "none"]),
+            gate=st.sampled_from(["vector", "head", "scalar", "none", "scaled-vector"]),
             gate_bias=st.booleans(),
         ),
         "head_output": st.none()
+        | st.builds(BlendedHeadOutput, norm=st.booleans(), gate=st.sampled_from(["none", "scalar", "elementwise"]))
         | st.builds(
             HeadOutput,
             norm=st.booleans(),

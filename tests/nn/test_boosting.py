@@ -125,7 +125,10 @@ def test_every_round_rotates_its_own_queries_and_keys():
     ("fields", "message"),
     [
         ({"rounds": 0}, "rounds must be at least 1, got 0"),
-        ({"gate": "vektor"}, r"gate: expected one of 'vector', 'head', 'scalar', 'none', got 'vektor'"),
+        (
+            {"gate": "vektor"},
+            r"gate: expected one of 'vector', 'head', 'scalar', 'none', 'scaled-vector', got 'vektor'",
+        ),
         ({"kv_source": "x"}, r"kv_source: expected one of 'residual', 'input', got 'x'"),
         ({"gate_bias": False, "gate_start": -2.0}, r"gate_start = -2.0 needs gate_bias = True"),
     ],

@@ -13,17 +13,19 @@ from heedful.ops.masks import AttentionMask
 
 
 class GeluFeedForward(nn.Module):
-    """dropout(W_down dropout(gelu(W_up x))), exact GELU."""
+    """dropout(W_down dropout(gelu(W_up x))), exact GELU or GPT-2's tanh approximation."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.feed_forward_size, bias=config.bias)
         self.down_proj = nn.Linear(config.feed_forward_size, config.hidden_size, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
+        self.approximate = "tanh" if config.activation == "gelu-tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, hidden_size) -> the same shape."""
-        return self.dropout(self.down_proj(self.dropout(nn.functional.gelu(self.up_proj(x)))))
+        active = nn.functional.gelu(self.up_proj(x), approximate=self.approximate)
+        return self.dropout(self.down_proj(self.dropout(active)))
 
 
 class SwigluFeedForward(nn.Module):
@@ -43,13 +45,15 @@ class SwigluFeedForward(nn.Module):
 
 def build_norm(config: DecoderConfig) -> nn.Module:
     """Return one of the decoder's norms."""
+    if config.norm == "none":
+        return nn.Identity()
     if config.norm == "rms":
         return RMSNorm(config.hidden_size, eps=config.norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=config.bias)
 
 
 class Block(nn.Module):
-    """One residual block.
+    """One residual block; `h +` falls away where the configuration has no skip.
 
     pre:  h <- h + attention(norm(h)),  h <- h + feed_forward(norm(h))
     post: h <- norm(h + attention(h)),  h <- norm(h + feed_forward(h))
@@ -58,21 +62,22 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig, attention: AttentionConfig) -> None:
         super().__init__()
         self.pre_norm = config.norm_position == "pre"
+        self.attention_skip, self.feed_forward_skip = config.attention_skip, config.feed_forward_skip
         self.attention_norm = build_norm(config)
         self.attention = Attention(attention)
         self.attention_dropout = nn.Dropout(config.attention_output_dropout)
         self.feed_forward_norm = build_norm(config)
-        feed_forward = {"gelu": GeluFeedForward, "swiglu": SwigluFeedForward}[config.activation]
-        self.feed_forward = feed_forward(config)
+        self.feed_forward = (SwigluFeedForward if config.activation == "swiglu" else GeluFeedForward)(config)
 
     def forward(
         self, hidden: Tensor, mask: AttentionMask | None, state: AttentionState | None
     ) -> tuple[Tensor, AttentionState | None]:
         """(B, T, hidden_size) -> the same shape, and the attention's next state."""
-        if self.pre_norm:
-            attended, state = self.attention(self.attention_norm(hidden), mask, state)
-            hidden = hidden + self.attention_dropout(attended)
-            return hidden + self.feed_forward(self.feed_forward_norm(hidden)), state
-        attended, state = self.attention(hidden, mask, state)
-        hidden = self.attention_norm(hidden + self.attention_dropout(attended))
-        return self.feed_forward_norm(hidden + self.feed_forward(hidden)), state
+        attended, state = self.attention(self.attention_norm(hidden) if self.pre_norm else hidden, mask, state)
+        attended = self.attention_dropout(attended)
+        hidden = hidden + attended if self.attention_skip else attended
+        if not self.pre_norm:
+            hidden = self.attention_norm(hidden)
+        forwarded = self.feed_forward(self.feed_forward_norm(hidden) if self.pre_norm else hidden)
+        hidden = hidden + forwarded if self.feed_forward_skip else forwarded
+        return (hidden if self.pre_norm else self.feed_forward_norm(hidden)), state

@@ -21,16 +21,20 @@ class DecoderConfig:
         num_layers: number of blocks.
         max_positions: the longest context; the size of the learned position table, and the limit checked for.
         attention: one configuration for all layers, or a tuple with one per layer.
-        norm: "layer" (LayerNorm) or "rms" (RMSNorm).
+        norm: "layer" (LayerNorm), "rms" (RMSNorm) or "none" (no norm anywhere, the final one included).
         norm_position: "pre" normalises the input of each sublayer, "post" the sum after it; both end with a final norm.
         norm_eps: epsilon of these norms.
-        activation: "gelu" (two matrices, exact GELU) or "swiglu" (three matrices).
-        intermediate_size: width of the feed-forward layer; None for 4 hidden_size with "gelu", and for 8/3 hidden_size
-            rounded down, then up to a multiple of 256, with "swiglu".
+        attention_skip, feed_forward_skip: whether the input of a sublayer is added to its output.
+        share_layers: all layers are one block, applied num_layers times; its attention is that of layer 0.
+        activation: "gelu" (two matrices, exact GELU), "gelu-tanh" (the same with GPT-2's approximation) or "swiglu"
+            (three matrices).
+        intermediate_size: width of the feed-forward layer; None for 4 hidden_size with "gelu" and "gelu-tanh", and for
+            8/3 hidden_size rounded down, then up to a multiple of 256, with "swiglu".
         position_embedding: "learned" adds a table to the token embeddings, "none" adds nothing (rotary positions live
             in `attention`).
         bias: biases of the feed-forward layer and of LayerNorm.
         tie_embeddings: the output head shares the token embedding.
+        head_bias: a bias on the logits.
         dropout: after the embedding, after the activation and after the feed-forward layer, in training.
         attention_output_dropout: after the attention's output projection, in training.
         initializer_range: standard deviation of the normal initial weights; None for hidden_size^-0.5, cut at three
@@ -45,14 +49,18 @@ class DecoderConfig:
     num_layers: int
     max_positions: int
     attention: AttentionConfig | tuple[AttentionConfig, ...]
-    norm: Literal["layer", "rms"] = "layer"
+    norm: Literal["layer", "rms", "none"] = "layer"
     norm_position: Literal["pre", "post"] = "pre"
     norm_eps: float = 1e-5
-    activation: Literal["gelu", "swiglu"] = "gelu"
+    attention_skip: bool = True
+    feed_forward_skip: bool = True
+    share_layers: bool = False
+    activation: Literal["gelu", "gelu-tanh", "swiglu"] = "gelu"
     intermediate_size: int | None = None
     position_embedding: Literal["learned", "none"] = "learned"
     bias: bool = False
     tie_embeddings: bool = True
+    head_bias: bool = False
     dropout: float = 0.0
     attention_output_dropout: float = 0.0
     initializer_range: float | None = 0.02
@@ -76,6 +84,8 @@ class DecoderConfig:
             widths = {layer.hidden_size for layer in self.attention}
             if len(widths) > 1:
                 raise ValueError(f"all layers must share hidden_size, got {sorted(widths)}.")
+        if self.share_layers and isinstance(self.attention, tuple) and len(set(self.attention)) > 1:
+            raise ValueError("share_layers applies one block everywhere: give one attention configuration for all.")
         if not all(layer.is_causal for layer in self.layers):
             raise ValueError("a decoder's attention must be causal; set is_causal=True.")
 
@@ -83,7 +93,7 @@ class DecoderConfig:
     def layers(self) -> tuple[AttentionConfig, ...]:
         """The attention configuration of each layer, with its index set."""
         given = self.attention if isinstance(self.attention, tuple) else (self.attention,) * self.num_layers
-        return tuple(layer.for_layer(index) for index, layer in enumerate(given))
+        return tuple(layer.for_layer(0 if self.share_layers else index) for index, layer in enumerate(given))
 
     @property
     def hidden_size(self) -> int:
@@ -95,7 +105,7 @@ class DecoderConfig:
         """The width of the feed-forward layer with the default resolved."""
         if self.intermediate_size is not None:
             return self.intermediate_size
-        if self.activation == "gelu":
+        if self.activation != "swiglu":
             return 4 * self.hidden_size
         return -(-(8 * self.hidden_size // 3) // 256) * 256
 

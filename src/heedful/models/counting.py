@@ -17,7 +17,7 @@ class ParameterCount:
 
     Attributes:
         total: all.
-        embeddings: token and learned position tables, and an untied head.
+        embeddings: token and learned position tables, and an untied head with its bias.
     """
 
     total: int
@@ -34,10 +34,10 @@ def count_parameters(config: DecoderConfig) -> ParameterCount:
     with torch.device("meta"):
         model = DecoderLM(config)
     tables = (model.token_embedding, model.position_embedding, model.head)
-    return ParameterCount(
-        total=sum(parameter.numel() for parameter in model.parameters()),
-        embeddings=sum(table.weight.numel() for table in tables if table is not None),
-    )
+    embeddings = sum(parameter.numel() for table in tables if table is not None for parameter in table.parameters())
+    if model.head_bias is not None:
+        embeddings += model.head_bias.numel()
+    return ParameterCount(total=sum(parameter.numel() for parameter in model.parameters()), embeddings=embeddings)
 
 
 def multiply_adds_per_token(config: DecoderConfig, context_length: int) -> int:
@@ -47,7 +47,7 @@ def multiply_adds_per_token(config: DecoderConfig, context_length: int) -> int:
     with all `context_length` keys (or its window), hidden ones included, as the papers count.
     """
     width = config.hidden_size
-    feed_forward = (2 if config.activation == "gelu" else 3) * width * config.feed_forward_size
+    feed_forward = (3 if config.activation == "swiglu" else 2) * width * config.feed_forward_size
     layers = sum(attention_multiply_adds(layer, context_length) + feed_forward for layer in config.layers)
     return layers + config.vocab_size * width
 

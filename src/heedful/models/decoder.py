@@ -1,6 +1,7 @@
 """`DecoderLM`: a plain decoder-only language model for every mechanism.
 
-* pre- or post-norm, LayerNorm or RMSNorm, GELU or SwiGLU, learned or rotary positions, tied or untied head;
+* pre- or post-norm, LayerNorm, RMSNorm or none, with or without skips, GELU or SwiGLU, learned or rotary positions,
+  tied or untied head;
 * one attention configuration for all layers or one per layer;
 * exact decoding with a state, in single tokens or in pieces;
 * weights in safetensors, configuration in JSON.
@@ -48,7 +49,8 @@ class DecoderState:
 class DecoderLM(nn.Module):
     """A decoder-only language model.
 
-    Submodules: token_embedding, position_embedding (learned positions only), blocks[l], final_norm, head (untied only).
+    Submodules: token_embedding, position_embedding (learned positions only), blocks[l] (one block if layers are
+    shared), final_norm, head (untied only); parameter head_bias if configured.
 
     Args:
         config: the model; weights are drawn from torch's global generator by the rules of `DecoderConfig`.
@@ -61,9 +63,11 @@ class DecoderLM(nn.Module):
         learned = config.position_embedding == "learned"
         self.position_embedding = nn.Embedding(config.max_positions, config.hidden_size) if learned else None
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in config.layers)
+        own = config.layers[:1] if config.share_layers else config.layers
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in own)
         self.final_norm = build_norm(config)
         self.head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head_bias = nn.Parameter(torch.empty(config.vocab_size)) if config.head_bias else None
         self.initialise()
 
     @torch.no_grad()
@@ -99,11 +103,14 @@ class DecoderLM(nn.Module):
             set_initial_values = getattr(module, "set_initial_values", None)
             if set_initial_values is not None:
                 set_initial_values()
+        if self.head_bias is not None:
+            self.head_bias.zero_()
 
     @property
     def block_list(self) -> list[Block]:
-        """The blocks, typed."""
-        return cast("list[Block]", list(self.blocks))
+        """The block of each layer; the same one everywhere if layers are shared."""
+        blocks = cast("list[Block]", list(self.blocks))
+        return blocks * self.config.num_layers if self.config.share_layers else blocks
 
     def empty_state(self, *, rollback: int = 0) -> DecoderState:
         """Return the state before the first token, to be passed to the first call when decoding.
@@ -156,7 +163,7 @@ class DecoderLM(nn.Module):
             states.append(layer_state)
         hidden = self.final_norm(hidden)
         weight = self.token_embedding.weight if self.head is None else self.head.weight
-        logits = nn.functional.linear(hidden, weight)
+        logits = nn.functional.linear(hidden, weight, self.head_bias)
         return logits, None if state is None else DecoderState(layers=tuple(states))
 
     def generate(self, tokens: Int[Tensor, "b t"], max_new_tokens: int, **options: Any) -> Int[Tensor, "b longer"]:

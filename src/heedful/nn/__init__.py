@@ -3,11 +3,13 @@
 Every configuration class is re-exported here, so that `eval(repr(config), vars(heedful.nn))` rebuilds a configuration.
 """
 
+from heedful.nn.annealed_query import AnnealedQuery as AnnealedQuery
 from heedful.nn.attention import Attention as Attention
 from heedful.nn.boosting import Boosting as Boosting
 from heedful.nn.config import AttentionConfig as AttentionConfig
 from heedful.nn.differential import DifferentialRule as DifferentialRule
 from heedful.nn.differential import DifferentialV2Rule as DifferentialV2Rule
+from heedful.nn.head_output import BlendedHeadOutput as BlendedHeadOutput
 from heedful.nn.head_output import HeadOutput as HeadOutput
 from heedful.nn.multi_token import MultiTokenRule as MultiTokenRule
 from heedful.nn.multi_token import TalkingHeadsRule as TalkingHeadsRule

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from heedful.nn.config import AttentionConfig
-from heedful.nn.head_output import HeadOutputSteps
 from heedful.nn.norms import RMSNorm
 from heedful.nn.rotary import RotaryEmbedding
 from heedful.nn.state import AttentionState, RoundState
@@ -110,7 +109,7 @@ class Attention(nn.Module):
         self.head_output = (
             None
             if config.head_output is None
-            else HeadOutputSteps(config.head_output, heads.value_dim, config.layer_index, config.norm_eps)
+            else config.head_output.build(heads.value_dim, config.layer_index, config.norm_eps)
         )
         output_bias = config.bias if config.output_bias is None else config.output_bias
         self.o_proj = nn.Linear(width, config.hidden_size, bias=output_bias)

@@ -26,7 +26,8 @@ class Boosting:
             (x).
         residual_coefficient: a in z = x - a F; 1 in all published runs, 0 lets every round see x only.
         gate: "vector" (a linear map of [F; c] to one gate per dimension), "head" (one per head), "scalar" (one learned
-            number) or "none" (g = 1).
+            number), "none" (g = 1), or "scaled-vector": s * the gate "vector", with a learned number s per dimension
+            that starts at 0, so that the layer starts exactly as the plain one and becomes the published one at s = 1.
         gate_bias: whether the linear gates have a bias.
         gate_start: the bias, or the scalar, before the sigmoid at the start; 0 gives g = 1/2. Very negative starts
             close to the plain layer.
@@ -35,7 +36,7 @@ class Boosting:
     rounds: int = 2
     kv_source: Literal["residual", "input"] = "residual"
     residual_coefficient: float = 1.0
-    gate: Literal["vector", "head", "scalar", "none"] = "vector"
+    gate: Literal["vector", "head", "scalar", "none", "scaled-vector"] = "vector"
     gate_bias: bool = True
     gate_start: float = 0.0
 
@@ -43,7 +44,7 @@ class Boosting:
         check_choices(self)
         if self.rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {self.rounds}.")
-        if self.gate in ("vector", "head") and not self.gate_bias and self.gate_start != 0.0:
+        if self.gate in ("vector", "head", "scaled-vector") and not self.gate_bias and self.gate_start != 0.0:
             raise ValueError(f"gate_start = {self.gate_start} needs gate_bias = True: it is the bias' initial value.")
 
     def build_gate(self, width: int, num_heads: int) -> Gate:
@@ -52,12 +53,15 @@ class Boosting:
             return OpenGate()
         if self.gate == "scalar":
             return ScalarGate(self.gate_start)
+        if self.gate == "scaled-vector":
+            return ScaledGate(width, bias=self.gate_bias, start=self.gate_start)
         outputs = width if self.gate == "vector" else num_heads
         return LinearGate(width, outputs, bias=self.gate_bias, start=self.gate_start)
 
     def gate_multiply_adds(self, width: int, num_heads: int) -> int:
         """Return multiply-adds per token of one gate."""
-        return {"vector": 2 * width * width, "head": 2 * width * num_heads}.get(self.gate, 0)
+        vector = 2 * width * width
+        return {"vector": vector, "scaled-vector": vector, "head": 2 * width * num_heads}.get(self.gate, 0)
 
 
 class Gate(nn.Module):
@@ -92,6 +96,25 @@ class LinearGate(Gate):
         """Return g, (B, N, width), for F and c of shape (B, N, width)."""
         gate = torch.sigmoid(self.proj(torch.cat([estimate, correction], dim=-1)))
         return gate if gate.shape[-1] == self.width else gate.repeat_interleave(self.width // gate.shape[-1], dim=-1)
+
+
+class ScaledGate(Gate):
+    """g = s * sigmoid([F; c] W + b) with s = 0 at the start, one number per dimension."""
+
+    def __init__(self, width: int, *, bias: bool, start: float) -> None:
+        super().__init__()
+        self.gate = LinearGate(width, width, bias=bias, start=start)
+        self.scale = nn.Parameter(torch.empty(width))
+        self.set_initial_values()
+
+    @torch.no_grad()
+    def set_initial_values(self) -> None:
+        """Set s to 0; the gate sets its own values."""
+        self.scale.zero_()
+
+    def forward(self, estimate: Tensor, correction: Tensor) -> Tensor:
+        """Return g, (B, N, width), for F and c of shape (B, N, width)."""
+        return self.scale * self.gate(estimate, correction)
 
 
 class ScalarGate(Gate):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from heedful.nn.annealed_query import AnnealedQuery
 from heedful.nn.boosting import Boosting
 from heedful.nn.differential import DifferentialRule, DifferentialV2Rule
-from heedful.nn.head_output import HeadOutput
+from heedful.nn.head_output import BlendedHeadOutput, HeadOutput
 from heedful.nn.multi_token import MultiTokenRule, TalkingHeadsRule
 from heedful.nn.queries import IdentityQuery, LinearQuery, NonlinearQuery
 from heedful.nn.rotary import Rotary
@@ -19,7 +20,7 @@ from heedful.nn.standard import StandardRule
 from heedful.nn.twicing import TwicingRule
 from heedful.ops.backends import Choice, Situation, choose_backend
 
-QueryConfig = LinearQuery | IdentityQuery | NonlinearQuery
+QueryConfig = LinearQuery | IdentityQuery | NonlinearQuery | AnnealedQuery
 RuleConfig = StandardRule | TwicingRule | DifferentialRule | DifferentialV2Rule | TalkingHeadsRule | MultiTokenRule
 
 
@@ -61,7 +62,7 @@ class AttentionConfig:
     query: QueryConfig = field(default_factory=LinearQuery)
     rule: RuleConfig = field(default_factory=StandardRule)
     boosting: Boosting | None = None
-    head_output: HeadOutput | None = None
+    head_output: HeadOutput | BlendedHeadOutput | None = None
     rotary: Rotary | None = None
     qk_norm: bool = False
     bias: bool = False

@@ -16,17 +16,26 @@ class SpanNorm(nn.Module):
     Everything is computed in float32 (float64 for float64), also under autocast; the result has the input's type.
     """
 
-    def __init__(self, kind: Literal["rms", "layer"], width: int, span: int, *, bias: bool, eps: float = 1e-5) -> None:
+    def __init__(
+        self,
+        kind: Literal["rms", "layer"],
+        width: int,
+        span: int,
+        *,
+        bias: bool,
+        eps: float = 1e-5,
+        gain_start: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.kind, self.span, self.eps = kind, span, eps
+        self.kind, self.span, self.eps, self.gain_start = kind, span, eps, gain_start
         self.weight = nn.Parameter(torch.empty(width))
         self.bias = nn.Parameter(torch.empty(width)) if bias and kind == "layer" else None
         self.set_initial_values()
 
     @torch.no_grad()
     def set_initial_values(self) -> None:
-        """Set the gains to 1 and the biases to 0."""
-        self.weight.fill_(1.0)
+        """Set the gains to their start and the biases to 0."""
+        self.weight.fill_(self.gain_start)
         if self.bias is not None:
             self.bias.zero_()
 

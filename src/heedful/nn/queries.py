@@ -96,6 +96,8 @@ class NonlinearQuery:
         anchor: "identity" (x), "linear" (x W_Q) or "none".
         gain: factor on the sum; the published 1/2.
         anchor_fit: as in `IdentityQuery`; used with anchor "identity" only.
+        output_gain_start: initial gain of the output norm; 0 makes f = 0 at the start, so that with anchor "linear" and
+            gain 1 a model begins as the one whose W_Q it took over. The gain itself then learns first.
     """
 
     kind: Literal["nonlinear"] = "nonlinear"
@@ -107,11 +109,17 @@ class NonlinearQuery:
     anchor: Literal["identity", "linear", "none"] = "identity"
     gain: float = 0.5
     anchor_fit: AnchorFit = "exact"
+    output_gain_start: float = 1.0
 
     def __post_init__(self) -> None:
         check_choices(self)
         if self.bottleneck is not None and self.bottleneck < 1:
             raise ValueError(f"bottleneck must be at least 1 or None, got {self.bottleneck}.")
+        if self.output_norm == "none" and self.output_gain_start != 1.0:
+            raise ValueError(
+                f"output_gain_start = {self.output_gain_start} is the gain of the output norm, but output_norm is "
+                f"'none'; choose a norm."
+            )
 
     def bottleneck_size(self, hidden_size: int, width: int) -> int:
         """Return r for these sizes."""
@@ -200,7 +208,7 @@ class NonlinearQueryMap(QueryMap):
         self.activation = config.activation
         self.up_proj = nn.Linear(inner, width, bias=bias)
         span = head_dim if config.output_norm_scope == "head" else width
-        self.output_norm = _norm(config.output_norm, width, span, bias=bias)
+        self.output_norm = _norm(config.output_norm, width, span, bias=bias, gain_start=config.output_gain_start)
         self.q_proj = nn.Linear(hidden_size, width, bias=bias) if config.anchor == "linear" else None
 
     def correction(self, x: Tensor) -> Tensor:
@@ -233,8 +241,10 @@ def fit_anchor(x: Tensor, width: int) -> Tensor:
     return x[..., :width]
 
 
-def _norm(kind: Literal["rms", "layer", "none"], width: int, span: int, *, bias: bool) -> nn.Module:
-    return nn.Identity() if kind == "none" else SpanNorm(kind, width, span, bias=bias)
+def _norm(
+    kind: Literal["rms", "layer", "none"], width: int, span: int, *, bias: bool, gain_start: float = 1.0
+) -> nn.Module:
+    return nn.Identity() if kind == "none" else SpanNorm(kind, width, span, bias=bias, gain_start=gain_start)
 
 
 def _activate(x: Tensor, name: str) -> Tensor:

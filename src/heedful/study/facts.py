@@ -62,7 +62,7 @@ def _model(result: dict[str, Any]) -> str:
     if attention["rotary"]:
         positions = "rotary positions"
     norm = {"layer": "LayerNorm", "rms": "RMSNorm"}[config["norm"]]
-    activation = {"gelu": "GELU", "swiglu": "SwiGLU"}[config["activation"]]
+    activation = {"gelu": "GELU", "gelu-tanh": "GELU (tanh)", "swiglu": "SwiGLU"}[config["activation"]]
     head = "tied" if config["tie_embeddings"] else "untied"
     dropout = f", dropout {config['dropout']:g}" if config["dropout"] else ""
     return (
