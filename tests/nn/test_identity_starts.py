@@ -49,7 +49,7 @@ def test_it_starts_as_the_plain_layer(fields):
 
 @pytest.mark.parametrize("fields", FORMS.values(), ids=FORMS)
 def test_every_new_parameter_moves_within_two_steps(fields):
-    plain, layer, new = plain_and(fields)
+    _, layer, new = plain_and(fields)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     x, target = torch.randn(2, 2, 9, 16, dtype=torch.float64)
     moved = set()
@@ -84,7 +84,7 @@ def test_annealing_ends_at_the_nonlinear_query():
 def test_settings_that_contradict_themselves_are_refused():
     with pytest.raises(ValueError, match="must have anchor 'identity' or 'none', got 'linear'"):
         AnnealedQuery(target=NonlinearQuery(anchor="linear"))
-    with pytest.raises(ValueError, match="output_gain_start = 0.0 is the gain of the output norm"):
+    with pytest.raises(ValueError, match=r"output_gain_start = 0\.0 is the gain of the output norm"):
         NonlinearQuery(output_norm="none", output_gain_start=0.0)
     with pytest.raises(ValueError, match="unknown or missing kind None"):
         from_mapping(AttentionConfig, {**SIZES, "head_output": {"norm": True}})
