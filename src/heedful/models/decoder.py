@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +21,7 @@ from heedful.files import write_json_atomically
 from heedful.models.blocks import Block, build_norm
 from heedful.models.config import DecoderConfig
 from heedful.models.generation import generate
+from heedful.models.initialisation import draw_initial_values
 from heedful.nn.state import AttentionState
 from heedful.ops.masks import AttentionMask
 from heedful.schema import from_mapping, to_mapping
@@ -72,37 +72,8 @@ class DecoderLM(nn.Module):
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Draw all weights anew.
-
-        | parameters                                   | initial values                                        |
-        |----------------------------------------------|-------------------------------------------------------|
-        | linear and embedding weights                 | N(0, initializer_range^2), or cut normal (see config)  |
-        | a block's two output projections             | the same / sqrt(2 num_layers) if scale_residual_init   |
-        | biases                                       | 0                                                     |
-        | norm gains                                   | 1                                                     |
-        | kernels, head mixing, lambdas, gate starts   | as their modules say: `set_initial_values`            |
-        """
-        deviation = self.config.initializer_range
-        outputs = {
-            id(layer) for block in self.block_list for layer in (block.attention.o_proj, block.feed_forward.down_proj)
-        }
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            if isinstance(module, nn.Linear | nn.Embedding):
-                scaled = self.config.scale_residual_init and id(module) in outputs
-                divisor = math.sqrt(2 * self.config.num_layers) if scaled else 1.0
-                if deviation is not None:
-                    nn.init.normal_(module.weight, std=deviation / divisor)
-                else:
-                    std = self.config.hidden_size**-0.5 / divisor
-                    nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for module in self.modules():
-            set_initial_values = getattr(module, "set_initial_values", None)
-            if set_initial_values is not None:
-                set_initial_values()
+        """Draw all weights anew, as `heedful.models.initialisation` says."""
+        draw_initial_values(self, self.config)
         if self.head_bias is not None:
             self.head_bias.zero_()
 

@@ -11,6 +11,7 @@ The layer does not know which query map, score rule or gate it holds.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -113,6 +114,16 @@ class Attention(nn.Module):
         )
         output_bias = config.bias if config.output_bias is None else config.output_bias
         self.o_proj = nn.Linear(width, config.hidden_size, bias=output_bias)
+
+    def use_backend(self, backend: str) -> None:
+        """Run on another backend from now on.
+
+        Raises:
+            ValueError: a backend that cannot run this layer, with the reason; nothing is changed then.
+        """
+        config = replace(self.config, backend=backend)
+        for module in (self, *self.rounds):
+            module.config = config  # type: ignore[assignment]  # both kinds of module have it
 
     def empty_state(self, *, rollback: int = 0) -> AttentionState:
         """Return the state before the first token, to be passed to the first call when decoding.

@@ -7,6 +7,7 @@ be made for it, since convolutions over queries then need earlier queries.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,13 +35,14 @@ class RoundState:
             return key, value
         return torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> RoundState:
+        """Return the memory with every tensor replaced by what `function` makes of it."""
+        tensors = {"key": self.key, "value": self.value, "memory": self.memory}
+        return RoundState(**{name: None if one is None else function(one) for name, one in tensors.items()})
+
     def without_last(self, tokens: int) -> RoundState:
         """Return the memory without the last positions; every part of it ends with the newest position."""
-
-        def earlier(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[:, :, : max(tensor.shape[2] - tokens, 0)]
-
-        return RoundState(key=earlier(self.key), value=earlier(self.value), memory=earlier(self.memory))
+        return self.map(lambda tensor: tensor[:, :, : max(tensor.shape[2] - tokens, 0)])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -67,6 +69,14 @@ class AttentionState:
     def after(self, rounds: tuple[RoundState, ...], tokens: int) -> AttentionState:
         """Return the state after a call on so many tokens, with the memories that it gave."""
         return AttentionState(rounds=rounds, spare=self.spare, taken_back=max(self.taken_back - tokens, 0))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> AttentionState:
+        """Return the state with every tensor replaced, as when rows of a batch are chosen or moved to a device."""
+        return replace(self, rounds=tuple(memory.map(function) for memory in self.rounds))
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AttentionState:
+        """Return the state with its tensors on `device`."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def rollback(self, tokens: int) -> AttentionState:
         """Return the state as it was `tokens` tokens earlier.

@@ -82,6 +82,14 @@ class AttentionMask:
         positions = torch.arange(int(ends[-1]), device=ends.device)
         return cls(document_ids=torch.searchsorted(ends[1:].contiguous(), positions, right=True)[None], window=window)
 
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AttentionMask:
+        """Return the mask with its tensors on `device`."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return replace(self, key_padding=moved(self.key_padding), document_ids=moved(self.document_ids))
+
     def with_window(self, window: int | None) -> AttentionMask:
         """Return the mask which also has this window; the narrower of two windows counts."""
         if window is None:
