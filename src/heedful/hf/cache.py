@@ -1,8 +1,8 @@
 """What our layers remember between calls, inside transformers' `Cache`.
 
 A layer of any mechanism keeps an `AttentionState`: keys and values of every round, and what its score rule needs
-besides (past queries, corrected values). Both kinds of cache layer here hold exactly that value, so that `generate` with
-beams, batches, chunks and drafts needs to know nothing of the mechanism.
+besides (past queries, corrected values). Both kinds of cache layer here hold exactly that value, so that `generate`
+with beams, batches, chunks and drafts needs to know nothing of the mechanism.
 
 * `HeedfulCacheLayer` grows with the text.
 * `HeedfulStaticCacheLayer` has room for `max_length` positions and never changes its shapes. Its positions are aligned
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, StaticCache
 
+from heedful.hf.configuration import HeedfulConfig
 from heedful.nn.config import AttentionConfig
 from heedful.nn.state import AttentionState, RoundState
 
@@ -96,8 +97,8 @@ class HeedfulCacheLayer(CacheLayerMixin):
         """
         if tokens_to_remove > 0:
             raise ValueError(
-                f"crop takes the negative number of tokens to remove, got {tokens_to_remove}; to keep n tokens, crop by "
-                f"n - get_seq_length()."
+                f"crop takes the negative number of tokens to remove, got {tokens_to_remove}; to keep n tokens, crop "
+                f"by n - get_seq_length()."
             )
         tokens = -tokens_to_remove
         if tokens > self.get_seq_length():
@@ -247,7 +248,7 @@ class HeedfulStaticCacheLayer(HeedfulCacheLayer):
         self.length = torch.zeros_like(self.length)
 
 
-def make_cache(layers: Sequence[AttentionConfig], max_length: int | None = None) -> Cache:
+def empty_cache(layers: Sequence[AttentionConfig], max_length: int | None = None) -> Cache:
     """Return an empty cache for the layers of a model.
 
     Args:
@@ -257,6 +258,16 @@ def make_cache(layers: Sequence[AttentionConfig], max_length: int | None = None)
     if max_length is None:
         return Cache(layers=[HeedfulCacheLayer(layer) for layer in layers])
     return Cache(layers=[HeedfulStaticCacheLayer(layer, max_length) for layer in layers])
+
+
+def make_cache(config: HeedfulConfig, max_length: int | None = None) -> Cache:
+    """Return an empty cache for a model of this configuration.
+
+    Args:
+        config: the model's configuration.
+        max_length: room for so many positions in tensors of constant size; None for a cache that grows.
+    """
+    return empty_cache(config.decoder_config().layers, max_length)
 
 
 def adopt_cache(cache: Cache, layers: Sequence[AttentionConfig]) -> list[HeedfulCacheLayer]:
@@ -272,21 +283,21 @@ def adopt_cache(cache: Cache, layers: Sequence[AttentionConfig]) -> list[Heedful
         if any(layer.config is not mine and layer.config != mine for layer, mine in zip(own, layers, strict=True)):
             raise ValueError("this cache was filled by a model with other attention layers; start with an empty one.")
         return own
-    if own or cache.layers and int(cache.get_seq_length()) > 0:
+    if own or (cache.layers and int(cache.get_seq_length()) > 0):
         raise ValueError(
-            f"this cache was filled by another model: it has {len(cache.layers)} layers, {len(own)} of them of a heedful "
-            f"model, and this model has {len(layers)} layers; start with an empty one."
+            f"this cache was filled by another model: it has {len(cache.layers)} layers, {len(own)} of them of a "
+            f"heedful model, and this model has {len(layers)} layers; start with an empty one."
         )
     if getattr(cache, "offloading", False):
         raise ValueError("offloaded caches are not supported by heedful models; use a dynamic or a static cache.")
     if isinstance(cache, StaticCache):
-        fresh = make_cache(layers, _room(cache))
+        fresh = empty_cache(layers, _room(cache))
     elif type(cache) is DynamicCache or cache.layer_class_to_replicate is DynamicLayer:
-        fresh = make_cache(layers)
+        fresh = empty_cache(layers)
     else:
         raise ValueError(
-            f"a heedful model cannot use a {type(cache).__name__}: its layers remember more than keys and values; use a "
-            f"DynamicCache or a StaticCache."
+            f"a heedful model cannot use a {type(cache).__name__}: its layers remember more than keys and values; use "
+            f"a DynamicCache or a StaticCache."
         )
     cache.layers, cache.layer_class_to_replicate = fresh.layers, None
     return cache.layers  # type: ignore[return-value]  # made of ours just now
@@ -300,7 +311,7 @@ def _room(cache: StaticCache) -> int:
     if not lengths:
         raise ValueError(
             "a StaticCache of layers with windows does not say how many positions it is for; use "
-            "model.make_cache(max_length) or generate(cache_implementation='static')."
+            "heedful.hf.make_cache(model.config, max_length) or generate(cache_implementation='static')."
         )
     return max(lengths)
 

@@ -1,6 +1,6 @@
 """`HeedfulConfig`: a decoder in the words of transformers, and its translation from and to `DecoderConfig`."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: with it, `strict` would not check the types of the fields.
 
 import dataclasses
 import difflib
@@ -13,9 +13,14 @@ from heedful.hf.attention_section import describe_section, per_layer, resolve_se
 from heedful.hf.rope import rope_parameters_of, rotary_of
 from heedful.models.config import DecoderConfig
 from heedful.nn.config import AttentionConfig
+from heedful.ops.backends import BACKENDS
+from heedful.schema import did_you_mean
 
 ACTIVATIONS = {"silu": "swiglu", "gelu": "gelu", "gelu_new": "gelu-tanh"}
 """`hidden_act` -> the feed-forward layer: three matrices with silu, two with the others."""
+
+ATTENTION_IMPLEMENTATIONS = ("auto", "eager", *BACKENDS)
+"""Values of `attn_implementation`: our backends, and transformers' name for the plain equations."""
 
 _ACCEPTED_BY_TRANSFORMERS = {
     *GenerationConfig().to_dict(),
@@ -46,7 +51,8 @@ class HeedfulConfig(PreTrainedConfig):
         norm_position: "pre" or "post".
         position_embedding: "rotary" (by `rope_parameters`), "learned" or "none".
         mlp_bias: biases of the feed-forward layer and of LayerNorm.
-        attention_bias: biases of query, key, value and output projections; the section's `output_bias` changes the last.
+        attention_bias: biases of query, key, value and output projections; `output_bias` in the section changes the
+            last.
         hidden_dropout, attention_output_dropout: as `dropout` and `attention_output_dropout` of `DecoderConfig`.
         attention_skip, feed_forward_skip, share_layers, head_bias, scale_residual_init: as in `DecoderConfig`.
         layer_types: "full_attention" or "sliding_attention" per layer; None for `sliding_window` in all layers if it is
@@ -57,7 +63,7 @@ class HeedfulConfig(PreTrainedConfig):
     """
 
     model_type = "heedful"
-    keys_to_ignore_at_inference = ("past_key_values", "cache")
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # noqa: RUF012  # a list, as the Trainer adds to it
 
     vocab_size: int = 32000
     hidden_size: int = 768
@@ -183,7 +189,7 @@ class HeedfulConfig(PreTrainedConfig):
         }
 
     @classmethod
-    def from_decoder(cls, decoder: DecoderConfig, **fields: Any) -> HeedfulConfig:
+    def from_decoder(cls, decoder: DecoderConfig, **fields: Any) -> "HeedfulConfig":
         """Return the configuration whose `decoder_config()` is `decoder`, backends apart.
 
         Args:
@@ -235,8 +241,18 @@ class HeedfulConfig(PreTrainedConfig):
 
 
 def backend_of(attn_implementation: str | None) -> str:
-    """Return the backend that transformers' `attn_implementation` asks for; "eager" is the reference."""
-    return {None: "auto", "eager": "reference"}.get(attn_implementation, attn_implementation or "auto")
+    """Return the backend that transformers' `attn_implementation` asks for; "eager" is the reference, None "auto".
+
+    Raises:
+        ValueError: a name that is no backend.
+    """
+    name = "auto" if attn_implementation is None else attn_implementation
+    if name not in ATTENTION_IMPLEMENTATIONS:
+        raise ValueError(
+            f"attn_implementation must be one of {', '.join(ATTENTION_IMPLEMENTATIONS)}, got {name!r}."
+            f"{did_you_mean(name, ATTENTION_IMPLEMENTATIONS)}"
+        )
+    return "reference" if name == "eager" else name
 
 
 def layer_configs(config: HeedfulConfig) -> tuple[AttentionConfig, ...]:

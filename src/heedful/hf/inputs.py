@@ -1,7 +1,8 @@
 """From transformers' `attention_mask` and `position_ids` to our one mask object.
 
-Our layers count positions themselves: real tokens of a document, from 0. What transformers passes is either that, which
-is checked, or several documents in one row, which become `document_ids`, or something else, which is refused.
+Our layers count positions themselves: real tokens of a document, from 0. `position_ids` are mostly just that; where
+they start anew in a row without padding or cache, the row holds several documents, as in transformers; other positions
+are taken as they are given.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ def attention_mask_of(
         batch, tokens, device: of the new tokens.
 
     Raises:
-        ValueError: other shapes, or positions that are neither consecutive nor packed documents.
+        ValueError: other shapes.
     """
     padding = _padding(attention_mask, batch)
+    if position_ids is not None and (position_ids.dim() != 2 or position_ids.shape[1] != tokens):
+        raise ValueError(f"position_ids must have shape (batch, {tokens}), got {tuple(position_ids.shape)}.")
     if isinstance(layer, HeedfulStaticCacheLayer) and layer.is_initialized:
-        return _static_mask(padding, layer, tokens, device)
+        return _static_mask(padding, position_ids, layer, tokens, device)
     past = 0 if layer is None else int(layer.get_seq_length())
     if padding is not None and padding.shape[1] != past + tokens:
         raise ValueError(
@@ -46,11 +49,14 @@ def attention_mask_of(
     compiling = torch.compiler.is_compiling()
     if padding is not None and not compiling and bool(padding.all()):
         padding = None
-    if position_ids is not None and not compiling:
-        documents = _documents(position_ids, padding, past, tokens)
-        if documents is not None:
-            return AttentionMask(document_ids=documents)
-    return None if padding is None else AttentionMask(key_padding=padding)
+    if position_ids is None or (not compiling and _counted(position_ids, padding, past)):
+        return None if padding is None else AttentionMask(key_padding=padding)
+    if padding is None and past == 0 and not compiling:
+        starts = torch.nn.functional.pad(position_ids[:, 1:] != position_ids[:, :-1] + 1, (1, 0), value=False)
+        if bool(starts.any()):
+            return AttentionMask(document_ids=starts.long().cumsum(1), position_ids=position_ids)
+    given = torch.nn.functional.pad(position_ids, (past, 0))  # those of remembered tokens are not used again
+    return AttentionMask(key_padding=padding, position_ids=given)
 
 
 def _padding(attention_mask: Tensor | None, batch: int) -> Tensor | None:
@@ -66,13 +72,17 @@ def _padding(attention_mask: Tensor | None, batch: int) -> Tensor | None:
 
 
 def _static_mask(
-    padding: Tensor | None, layer: HeedfulStaticCacheLayer, tokens: int, device: torch.device
+    padding: Tensor | None,
+    position_ids: Tensor | None,
+    layer: HeedfulStaticCacheLayer,
+    tokens: int,
+    device: torch.device,
 ) -> AttentionMask:
     """Return the mask of a call with a filled static cache: unused places count as padding."""
     if not torch.compiler.is_compiling() and int(layer.length) + tokens > layer.max_length:
         raise ValueError(
-            f"the static cache has room for {layer.max_length} positions; it holds {int(layer.length)} and got {tokens} "
-            f"more. Make it larger."
+            f"the static cache has room for {layer.max_length} positions; it holds {int(layer.length)} and got "
+            f"{tokens} more. Make it larger."
         )
     real = layer.real_positions(tokens, device)
     if padding is not None:
@@ -82,27 +92,16 @@ def _static_mask(
                 f"{layer.max_length}."
             )
         real = real & torch.nn.functional.pad(padding, (layer.max_length - padding.shape[1], 0), value=False)
-    return AttentionMask(key_padding=real)
+    if position_ids is not None:
+        position_ids = torch.nn.functional.pad(position_ids, (layer.max_length - tokens, 0))
+    return AttentionMask(key_padding=real, position_ids=position_ids)
 
 
-def _documents(position_ids: Tensor, padding: Tensor | None, past: int, tokens: int) -> Tensor | None:
-    """Return document ids where the positions start anew; None where they are what the layers count anyway."""
-    if position_ids.dim() != 2 or position_ids.shape[1] != tokens:
-        raise ValueError(f"position_ids must have shape (batch, {tokens}), got {tuple(position_ids.shape)}.")
+def _counted(position_ids: Tensor, padding: Tensor | None, past: int) -> bool:
+    """Whether the positions of the real tokens are what the layers count anyway."""
+    tokens = position_ids.shape[1]
     if padding is None:
-        expected = torch.arange(past, past + tokens, device=position_ids.device)[None]
-        real = torch.ones_like(position_ids, dtype=torch.bool)
-    else:
-        counted = AttentionMask(key_padding=padding).positions()
-        assert counted is not None
-        expected, real = counted[:, past:].to(position_ids.device), padding[:, past:].to(position_ids.device)
-    if bool(((position_ids == expected) | ~real).all()):
-        return None
-    starts = position_ids == 0
-    follows = torch.nn.functional.pad(position_ids[:, 1:] == position_ids[:, :-1] + 1, (1, 0), value=False)
-    if padding is None and past == 0 and bool((starts | follows).all()) and bool(starts[:, 0].all()):
-        return starts.long().cumsum(1)
-    raise ValueError(
-        "position_ids must count the real tokens of a row from 0, or start anew at 0 with every packed document (then "
-        "without attention_mask and cache); other positions are not supported."
-    )
+        return bool((position_ids == torch.arange(past, past + tokens, device=position_ids.device)).all())
+    counted = AttentionMask(key_padding=padding).positions()
+    assert counted is not None
+    return bool(((position_ids == counted[:, past:]) | ~padding[:, past:]).all())

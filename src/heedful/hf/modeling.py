@@ -19,14 +19,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GenericForSequenceClassification
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from heedful.hf.cache import HeedfulCacheLayer, HeedfulStaticCacheLayer, adopt_cache
+from heedful.hf.cache import HeedfulCacheLayer, HeedfulStaticCacheLayer, adopt_cache, empty_cache
 from heedful.hf.configuration import HeedfulConfig, backend_of
+from heedful.hf.generation import HeedfulGenerationMixin
 from heedful.hf.inputs import attention_mask_of
 from heedful.hf.pretrained import HeedfulLayer, HeedfulPreTrainedModel
 from heedful.models.blocks import build_norm
@@ -96,7 +96,7 @@ class HeedfulModel(HeedfulPreTrainedModel):
         wanted = wanted and not (self.training and self.gradient_checkpointing)
         cache = past_key_values if cache is None else cache
         if cache is None and wanted:
-            cache = self.make_cache()
+            cache = empty_cache(self._attention_configs)
         memories = None if cache is None else adopt_cache(cache, self._attention_configs)
         batch, tokens = hidden.shape[:2]
         mask = attention_mask_of(
@@ -107,7 +107,7 @@ class HeedfulModel(HeedfulPreTrainedModel):
             tokens=tokens,
             device=hidden.device,
         )
-        self._check_length(memories, tokens, batch)
+        self._check_length(memories, mask, tokens, batch)
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(_positions(mask, memories, tokens, hidden.device))
         hidden = self.dropout(hidden)
@@ -156,7 +156,9 @@ class HeedfulModel(HeedfulPreTrainedModel):
             raise ValueError("attention maps of shared layers cannot be told apart; look at DecoderLM instead.")
         return recorded_maps(cast(Any, attentions))
 
-    def _check_length(self, memories: list[HeedfulCacheLayer] | None, tokens: int, batch: int) -> None:
+    def _check_length(
+        self, memories: list[HeedfulCacheLayer] | None, mask: AttentionMask | None, tokens: int, batch: int
+    ) -> None:
         if memories is not None and memories[0].is_initialized:
             key = memories[0].keys
             if key is not None and key.shape[0] != batch:
@@ -165,14 +167,14 @@ class HeedfulModel(HeedfulPreTrainedModel):
             past = 0 if torch.compiler.is_compiling() else int(memories[0].length)
         else:
             past = 0 if memories is None else memories[0].get_seq_length()
-        room = self.config.max_position_embeddings
-        if past + tokens > room:
-            raise ValueError(
-                f"the model has max_position_embeddings = {room}, got {past + tokens} positions; shorten the text."
-            )
+        used, room = past + tokens, self.config.max_position_embeddings
+        if mask is not None and mask.document_ids is not None and mask.position_ids is not None:
+            used = int(mask.position_ids.max()) + 1  # a row may be longer than each of its documents
+        if used > room:
+            raise ValueError(f"the model has max_position_embeddings = {room}, got {used} positions; shorten the text.")
 
 
-class HeedfulForCausalLM(HeedfulPreTrainedModel, GenerationMixin):
+class HeedfulForCausalLM(HeedfulPreTrainedModel, HeedfulGenerationMixin):
     """The decoder with a language-model head.
 
     Examples:
@@ -214,8 +216,8 @@ class HeedfulForCausalLM(HeedfulPreTrainedModel, GenerationMixin):
         Args:
             input_ids, attention_mask, position_ids, past_key_values, cache, inputs_embeds, use_cache,
                 output_attentions, output_hidden_states: as in `HeedfulModel`.
-            labels: (B, T) token ids, -100 where nothing counts; the loss is the mean cross-entropy of the next token in
-                nats, or the sum divided by `num_items_in_batch` if that is given.
+            labels: (B, T) token ids, -100 where nothing counts; the loss is the mean cross-entropy of the next token
+                in nats, or the sum divided by `num_items_in_batch` if that is given.
             logits_to_keep: compute only the last so many positions, or those at these indices; 0 for all.
 
         Raises:
@@ -260,9 +262,9 @@ class HeedfulForCausalLM(HeedfulPreTrainedModel, GenerationMixin):
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         first = next(decoder.parameters())
         with first.device:
-            model = cls(config)
+            model: nn.Module = cls(config)
         model.to(dtype=first.dtype).load_state_dict(weights)
-        return model.train(decoder.training)
+        return cast(HeedfulForCausalLM, model.train(decoder.training))
 
     def to_decoder(self) -> DecoderLM:
         """Return a native decoder with a copy of the weights; on the same device, in the same type and mode."""
@@ -294,10 +296,7 @@ _TO_HERE = {
     "head.": "lm_head.",
     "head_bias": "lm_head.bias",
 }
-_TO_NATIVE = {
-    "lm_head.bias": "head_bias",
-    **{here: native for native, here in _TO_HERE.items() if here != "lm_head.bias"},
-}
+_TO_NATIVE = {here: native for native, here in reversed(_TO_HERE.items())}  # the bias before the rest of the head
 
 
 def _renamed(name: str, prefixes: dict[str, str]) -> str:

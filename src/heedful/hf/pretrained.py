@@ -5,20 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from heedful.hf.cache import make_cache
-from heedful.hf.configuration import HeedfulConfig, backend_of
+from heedful.hf.configuration import ATTENTION_IMPLEMENTATIONS, HeedfulConfig, backend_of
 from heedful.models.blocks import Block
 from heedful.models.initialisation import draw_initial_values
 from heedful.nn.attention import Attention
-from heedful.ops.backends import BACKENDS
-from heedful.schema import did_you_mean
-
-ATTENTION_IMPLEMENTATIONS = ("auto", "eager", *BACKENDS)
 
 
 class HeedfulLayer(GradientCheckpointingLayer, Block):
@@ -32,8 +26,8 @@ class HeedfulPreTrainedModel(PreTrainedModel):
     config: HeedfulConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("HeedfulLayer",)
-    _skip_keys_device_placement = ("past_key_values", "cache")
+    _no_split_modules = ["HeedfulLayer"]  # noqa: RUF012  # lists, as transformers declares them
+    _skip_keys_device_placement = ["past_key_values", "cache"]  # noqa: RUF012
     _supports_attention_backend = True
     _supports_sdpa = True
     _can_compile_fullgraph = True
@@ -49,25 +43,42 @@ class HeedfulPreTrainedModel(PreTrainedModel):
         from safetensors import SafetensorError
 
         wanted = bool(kwargs.pop("output_loading_info", False))
+        accepts_other_shapes = bool(kwargs.pop("ignore_mismatched_sizes", False))
         place = str(pretrained_model_name_or_path)
         try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path,
+                *args,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that the error below can name them
+                **kwargs,
             )
         except SafetensorError as error:
             raise ValueError(f"{place}: a safetensors file is damaged or truncated ({error}).") from error
-        except RuntimeError as error:
-            if "size mismatch" in str(error) or "mismatched" in str(error) or "ignore_mismatched_sizes" in str(error):
-                raise ValueError(f"{place}: weights do not fit config.json: {error}") from error
-            raise
-        own_head = ("lm_head.", "score.")  # exchanging the head is what the Auto classes are for
+        model, info = loaded
+        cls._refuse_other_weights(place, model, info, accepts_other_shapes)
+        return (model, info) if wanted else model
+
+    @classmethod
+    def _refuse_other_weights(
+        cls, place: str, model: PreTrainedModel, info: dict[str, Any], accepts_other_shapes: bool
+    ) -> None:
+        """Refuse a checkpoint with other weights than the model; a head of another kind of model may be exchanged."""
+        written_as = model.config.architectures or []  # from the file: saving sets it
+        heads = () if cls.__name__ in written_as else ("lm_head.", "score.")
         for kind in ("missing_keys", "unexpected_keys"):
-            names = sorted(name for name in info[kind] if not name.startswith(own_head))
+            names = sorted(name for name in info[kind] if not name.startswith(heads))
             if names:
                 raise ValueError(
-                    f"{place}: weights do not fit config.json: {len(names)} {kind.replace('_', ' ')}, first {names[0]!r}."
+                    f"{place}: weights do not fit config.json: {len(names)} {kind.replace('_', ' ')}, "
+                    f"first {names[0]!r}."
                 )
-        return (model, info) if wanted else model
+        if info["mismatched_keys"] and not accepts_other_shapes:
+            name, found, expected = sorted(info["mismatched_keys"])[0]
+            raise ValueError(
+                f"{place}: weights do not fit config.json: {name} should have shape {tuple(expected)}, found "
+                f"{tuple(found)}."
+            )
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """Return the backend asked for: "auto" where nothing is; "eager" is the reference.
@@ -75,13 +86,8 @@ class HeedfulPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: a name that is no backend.
         """
-        name = "auto" if requested_attention is None else requested_attention
-        if name not in ATTENTION_IMPLEMENTATIONS:
-            raise ValueError(
-                f"attn_implementation must be one of {', '.join(ATTENTION_IMPLEMENTATIONS)}, got {name!r}."
-                f"{did_you_mean(name, ATTENTION_IMPLEMENTATIONS)}"
-            )
-        return name
+        backend_of(requested_attention)
+        return "auto" if requested_attention is None else requested_attention
 
     def _flash_attn_can_dispatch(self, *args: Any, **kwargs: Any) -> bool:
         raise ValueError(
@@ -141,20 +147,3 @@ class HeedfulPreTrainedModel(PreTrainedModel):
             else:
                 units.append(module)
         return units
-
-    def make_cache(self, max_length: int | None = None) -> Cache:
-        """Return an empty cache: one that grows, or with room for `max_length` positions in constant tensors."""
-        return make_cache(self.config.decoder_config().layers, max_length)
-
-    def _prepare_static_cache(self, cache_implementation: str, batch_size: int, max_cache_len: int, *_: Any, **__: Any):
-        """`generate` asks for a static cache here; ours knows what the layers remember."""
-        if "offloaded" in cache_implementation:
-            raise ValueError("offloaded caches are not supported by heedful models; use 'static' or 'dynamic'.")
-        length = max(max_cache_len, getattr(self, "_previous_max_cache_length", -1))
-        self._previous_max_cache_length = length  # a longer one is used again, so that compiled steps fit
-        return self.make_cache(length)
-
-    @staticmethod
-    def create_masks_for_generate(*, attention_mask: Tensor | None = None, **_: Any) -> Tensor | None:
-        """Leave the mask of a static cache as the tokenizer gave it: our operations take padding, not N x M maps."""
-        return attention_mask

@@ -1,11 +1,11 @@
 """Rotary positions in transformers' words (`rope_parameters`) and in ours (`Rotary`).
 
-| transformers `rope_type` | here              | note                                                                      |
-|--------------------------|-------------------|---------------------------------------------------------------------------|
-| default                  | no scaling        |                                                                           |
-| linear                   | `LinearScaling`   |                                                                           |
-| llama3                   | `Llama3Scaling`   |                                                                           |
-| yarn                     | `YarnScaling`     | with the published 0.1 ln(factor) + 1 on cos and sin, rounded bounds      |
+| transformers `rope_type` | here                                                                                |
+|--------------------------|-------------------------------------------------------------------------------------|
+| default                  | no scaling                                                                          |
+| linear                   | `LinearScaling`                                                                     |
+| llama3                   | `Llama3Scaling`                                                                     |
+| yarn                     | `YarnScaling`, with the published 0.1 ln(factor) + 1 on cos and sin, rounded bounds |
 
 Other types change with the length of the text (dynamic, longrope) or turn a part of the features only (proportional,
 partial_rotary_factor): they are refused.

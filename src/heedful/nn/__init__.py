@@ -13,6 +13,7 @@ from heedful.nn.head_output import BlendedHeadOutput as BlendedHeadOutput
 from heedful.nn.head_output import HeadOutput as HeadOutput
 from heedful.nn.multi_token import MultiTokenRule as MultiTokenRule
 from heedful.nn.multi_token import TalkingHeadsRule as TalkingHeadsRule
+from heedful.nn.partial_identity_query import PartialIdentityQuery as PartialIdentityQuery
 from heedful.nn.presets import PRESETS as PRESETS
 from heedful.nn.presets import attention_config as attention_config
 from heedful.nn.queries import IdentityQuery as IdentityQuery

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from heedful.nn.attention import Attention
+from heedful.nn.attention import Attention, AttentionRound
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def recorded_maps(layers: list[Attention]) -> Iterator[list[list[Tensor]]]:
     """
     maps: list[list[Tensor]] = [[] for _ in layers]
     handles = [
-        attention_round.rule.register_forward_hook(_Recorder(layer, found), with_kwargs=True)
+        cast(AttentionRound, attention_round).rule.register_forward_hook(_Recorder(layer, found), with_kwargs=True)
         for layer, found in zip(layers, maps, strict=True)
         for attention_round in layer.rounds
     ]

@@ -13,6 +13,7 @@ from heedful.nn.boosting import Boosting
 from heedful.nn.differential import DifferentialRule, DifferentialV2Rule
 from heedful.nn.head_output import BlendedHeadOutput, HeadOutput
 from heedful.nn.multi_token import MultiTokenRule, TalkingHeadsRule
+from heedful.nn.partial_identity_query import PartialIdentityQuery
 from heedful.nn.queries import IdentityQuery, LinearQuery, NonlinearQuery
 from heedful.nn.rotary import Rotary
 from heedful.nn.score_rule import HeadLayout, LayerSizes
@@ -20,7 +21,7 @@ from heedful.nn.standard import StandardRule
 from heedful.nn.twicing import TwicingRule
 from heedful.ops.backends import Choice, Situation, choose_backend
 
-QueryConfig = LinearQuery | IdentityQuery | NonlinearQuery | AnnealedQuery
+QueryConfig = LinearQuery | IdentityQuery | PartialIdentityQuery | NonlinearQuery | AnnealedQuery
 RuleConfig = StandardRule | TwicingRule | DifferentialRule | DifferentialV2Rule | TalkingHeadsRule | MultiTokenRule
 
 

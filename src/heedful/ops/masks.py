@@ -38,6 +38,8 @@ class AttentionMask:
         window: number of visible positions, at least 1, or None.
         key_padding: bool (batch or 1, M), True for a real token; left, right or any other padding.
         document_ids: integers (batch or 1, M).
+        position_ids: integers (batch or 1, M), the positions that rotary and learned embeddings take, which hide
+            nothing; None to count the real tokens of each document from 0.
 
     Raises:
         ValueError: a window below 1, or tensors which are not (batch, M) of the stated type.
@@ -46,6 +48,7 @@ class AttentionMask:
     window: int | None = None
     key_padding: Bool[Tensor, "#batch keys"] | None = None
     document_ids: Int[Tensor, "#batch keys"] | None = None
+    position_ids: Int[Tensor, "#batch keys"] | None = None
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -53,6 +56,7 @@ class AttentionMask:
         for name, tensor, integer in (
             ("key_padding", self.key_padding, False),
             ("document_ids", self.document_ids, True),
+            ("position_ids", self.position_ids, True),
         ):
             if tensor is None:
                 continue
@@ -88,7 +92,12 @@ class AttentionMask:
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
 
-        return replace(self, key_padding=moved(self.key_padding), document_ids=moved(self.document_ids))
+        return replace(
+            self,
+            key_padding=moved(self.key_padding),
+            document_ids=moved(self.document_ids),
+            position_ids=moved(self.position_ids),
+        )
 
     def with_window(self, window: int | None) -> AttentionMask:
         """Return the mask which also has this window; the narrower of two windows counts."""
@@ -112,7 +121,11 @@ class AttentionMask:
         return torch.nn.functional.pad(border.long().cumsum(1), (1, 0))
 
     def positions(self) -> Int[Tensor, "batch keys"] | None:
-        """Return each token's position in its own document, padding not counted; None when that is 0, 1, 2, ..."""
+        """Return each token's position: as given, or in its own document, padding not counted; None when that is
+        0, 1, 2, ...
+        """
+        if self.position_ids is not None:
+            return self.position_ids
         if self.keys is None:
             return None
         described = self.key_padding if self.key_padding is not None else self.document_ids
@@ -171,7 +184,7 @@ class AttentionMask:
 
     def check_batch(self, batch: int) -> None:
         """Refuse a batch of another size; one described row holds for any batch."""
-        for tensor in (self.key_padding, self.document_ids):
+        for tensor in (self.key_padding, self.document_ids, self.position_ids):
             if tensor is not None and tensor.shape[0] not in (1, batch):
                 raise ValueError(
                     f"the mask describes {tensor.shape[0]} rows but the batch has {batch}; it must have 1 or {batch}."
@@ -187,6 +200,11 @@ class AttentionMask:
             raise ValueError(
                 f"the mask describes {self.keys} positions but there are {keys} keys; it must cover all keys, "
                 f"cached ones included."
+            )
+        if self.position_ids is not None and self.position_ids.shape[1] != keys:
+            raise ValueError(
+                f"position_ids gives {self.position_ids.shape[1]} positions but there are {keys} keys; give one for "
+                f"each, cached ones included."
             )
 
 

@@ -23,6 +23,7 @@ SMALL_MAP = 2**14
 """Up to so many numbers in all maps of a call, the plain equations on a CPU are quicker than setting up a walk."""
 _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_NO_KERNELS: str | None = None  # a self-contained copy (heedful.hf.bundle) has none, and says so here
 
 
 class PartSizes(NamedTuple):
@@ -96,6 +97,8 @@ def _sdpa_refusal(parts: PartSizes, sizes: CallSizes) -> str | None:
 
 
 def _triton_refusal(parts: PartSizes, sizes: CallSizes, situation: Situation) -> str | None:
+    if _NO_KERNELS is not None:
+        return _NO_KERNELS
     if situation.device not in ("cuda", None) and not _INTERPRETED:
         return f"it needs a CUDA device; this call is on {situation.device}"
     if not _TRITON_INSTALLED:
