@@ -243,3 +243,57 @@ def test_layers_with_other_heads_and_mechanisms_share_one_stream():
     assert [layer.rule.kind for layer in model.config.layers] == ["twicing", "differential", "twicing"]
     assert [block.attention.config.layer_index for block in model.block_list] == [0, 1, 2]
     assert logits_of(model, tokens_of()).shape == (2, 12, VOCABULARY)
+
+
+def test_a_row_of_documents_may_be_longer_than_each_of_them():
+    model, tokens = model_of(), tokens_of(70)
+    documents = (torch.arange(70)[None] >= 40).long()
+    packed = logits_of(model, tokens, AttentionMask(document_ids=documents))
+    assert_close(packed[:, :40], logits_of(model, tokens[:, :40]))
+    with pytest.raises(ValueError, match=r"max_positions = 48, got 60; shorten"):
+        logits_of(model, tokens, AttentionMask(document_ids=(torch.arange(70)[None] >= 60).long()))
+    with pytest.raises(ValueError, match=r"max_positions = 48, got 70; shorten"):
+        logits_of(model, tokens)
+
+
+@pytest.mark.parametrize("fields", [{}, {"norm_position": "post"}, {"activation": "gelu-tanh", "norm": "rms"}])
+@pytest.mark.parametrize(("attention_skip", "feed_forward_skip"), [(True, False), (False, True), (False, False)])
+def test_sublayers_without_skips(attention_skip, feed_forward_skip, fields):
+    """One layer, written out."""
+    skips = {"attention_skip": attention_skip, "feed_forward_skip": feed_forward_skip}
+    model, tokens = model_of(num_layers=1, position_embedding="none", **skips, **fields), tokens_of()
+    block, h = model.blocks[0], model.token_embedding.weight[tokens]
+    pre = model.config.norm_position == "pre"
+    attended = block.attention(block.attention_norm(h) if pre else h)[0]
+    h = attended + (h if attention_skip else 0)
+    h = h if pre else block.attention_norm(h)
+    up = block.feed_forward.up_proj(block.feed_forward_norm(h) if pre else h)
+    approximate = "tanh" if model.config.activation == "gelu-tanh" else "none"
+    down = block.feed_forward.down_proj(F.gelu(up, approximate=approximate))
+    h = down + (h if feed_forward_skip else 0)
+    h = h if pre else block.feed_forward_norm(h)
+    assert_close(logits_of(model, tokens), (model.final_norm(h) @ model.token_embedding.weight.T).detach())
+
+
+def test_a_model_without_norms_with_a_biased_head():
+    model, tokens = model_of(norm="none", head_bias=True, tie_embeddings=False), tokens_of()
+    assert not any("norm" in name for name, _ in model.named_parameters())
+    with torch.no_grad():
+        before = logits_of(model, tokens)
+        model.head_bias += 1.5
+    assert_close(logits_of(model, tokens), before + 1.5)
+    assert DecoderLM(config_of(head_bias=True)).head_bias.eq(0).all()
+
+
+def test_shared_layers_are_one_block_applied_again():
+    shared = model_of("boosted", share_layers=True, num_layers=3)
+    assert len(shared.blocks) == 1
+    apart = model_of("boosted", num_layers=3)
+    weights = {name: shared.state_dict()[name.replace("blocks.1", "blocks.0").replace("blocks.2", "blocks.0")]
+               for name in apart.state_dict()}  # fmt: skip
+    apart.load_state_dict(weights)
+    tokens = tokens_of()
+    assert_close(logits_of(shared, tokens), logits_of(apart, tokens))
+    assert torch.equal(shared.generate(tokens, 5), apart.generate(tokens, 5))
+    with pytest.raises(ValueError, match="share_layers applies one block everywhere"):
+        config_of({1: "boosted"}, share_layers=True)

@@ -30,7 +30,7 @@ from heedful.hf.generation import HeedfulGenerationMixin
 from heedful.hf.inputs import attention_mask_of
 from heedful.hf.pretrained import HeedfulLayer, HeedfulPreTrainedModel
 from heedful.models.blocks import build_norm
-from heedful.models.decoder import DecoderLM
+from heedful.models.decoder import DecoderLM, check_positions
 from heedful.nn.attention_maps import recorded_maps
 from heedful.ops.masks import AttentionMask
 
@@ -167,11 +167,7 @@ class HeedfulModel(HeedfulPreTrainedModel):
             past = 0 if torch.compiler.is_compiling() else int(memories[0].length)
         else:
             past = 0 if memories is None else memories[0].get_seq_length()
-        used, room = past + tokens, self.config.max_position_embeddings
-        if mask is not None and mask.document_ids is not None and mask.position_ids is not None:
-            used = int(mask.position_ids.max()) + 1  # a row may be longer than each of its documents
-        if used > room:
-            raise ValueError(f"the model has max_position_embeddings = {room}, got {used} positions; shorten the text.")
+        check_positions(mask, past + tokens, self.config.max_position_embeddings, "max_position_embeddings")
 
 
 class HeedfulForCausalLM(HeedfulPreTrainedModel, HeedfulGenerationMixin):
@@ -180,7 +176,7 @@ class HeedfulForCausalLM(HeedfulPreTrainedModel, HeedfulGenerationMixin):
     Examples:
         >>> import heedful.hf
         >>> config = heedful.hf.HeedfulConfig(
-        ...     attention="boosted+multi-token", vocab_size=32, hidden_size=32, num_hidden_layers=3, num_attention_heads=4
+        ...     attention="boosted+multi-token", hidden_size=32, num_hidden_layers=3, num_attention_heads=4
         ... )
         >>> heedful.hf.HeedfulForCausalLM(config).config.model_type
         'heedful'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from heedful.hf.configuration import ATTENTION_IMPLEMENTATIONS, HeedfulConfig, backend_of
+from heedful.hf.memory import require_memory
 from heedful.models.blocks import Block
 from heedful.models.initialisation import draw_initial_values
 from heedful.nn.attention import Attention
@@ -37,7 +39,8 @@ class HeedfulPreTrainedModel(PreTrainedModel):
         """Load a model as transformers does, and refuse a checkpoint that does not fit its configuration.
 
         Raises:
-            ValueError: damaged files, missing or unexpected weights, wrong shapes, with what was found.
+            ValueError: damaged files, missing or unexpected weights, wrong shapes, with what was found; more weights
+                than there is memory for.
             OSError: no such folder or model.
         """
         from safetensors import SafetensorError
@@ -45,6 +48,8 @@ class HeedfulPreTrainedModel(PreTrainedModel):
         wanted = bool(kwargs.pop("output_loading_info", False))
         accepts_other_shapes = bool(kwargs.pop("ignore_mismatched_sizes", False))
         place = str(pretrained_model_name_or_path)
+        if Path(place).is_dir() and kwargs.get("device_map") is None:
+            require_memory(place, kwargs.get("dtype"))
         try:
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -58,6 +63,12 @@ class HeedfulPreTrainedModel(PreTrainedModel):
         model, info = loaded
         cls._refuse_other_weights(place, model, info, accepts_other_shapes)
         return (model, info) if wanted else model
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does; only `heedful.hf.export` writes a copy of the code, and so the names in it."""
+        if not self.is_remote_code() and hasattr(self.config, "auto_map"):
+            del self.config.auto_map  # of the export which this model was read from
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def _refuse_other_weights(

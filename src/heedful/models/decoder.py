@@ -114,11 +114,7 @@ class DecoderLM(nn.Module):
         if mask is not None:
             mask.check(tokens.shape[1], past + tokens.shape[1], is_causal=True)
             mask.check_batch(tokens.shape[0])
-        if past + tokens.shape[1] > self.config.max_positions:
-            raise ValueError(
-                f"the model has max_positions = {self.config.max_positions}, got {past + tokens.shape[1]}; "
-                "shorten the text or build the model with more positions."
-            )
+        check_positions(mask, past + tokens.shape[1], self.config.max_positions, "max_positions")
         hidden = self.token_embedding(tokens)
         if self.position_embedding is not None:
             positions = None if mask is None else mask.positions()
@@ -160,6 +156,22 @@ class DecoderLM(nn.Module):
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         write_bytes_atomically(Path(folder) / "model.safetensors", save(weights))
         write_json_atomically(Path(folder) / "config.json", to_mapping(self.config))
+
+
+def check_positions(mask: AttentionMask | None, used: int, room: int, name: str) -> None:
+    """Refuse more positions than a model has; a row of packed documents may be longer than each of them.
+
+    Raises:
+        ValueError: with both numbers and the field `name` that says how many there are.
+    """
+    if used > room and mask is not None and mask.document_ids is not None:
+        positions = mask.positions()
+        assert positions is not None
+        used = int(positions.max()) + 1
+    if used > room:
+        raise ValueError(
+            f"the model has {name} = {room}, got {used}; shorten the text or build the model with more positions."
+        )
 
 
 def load_decoder(folder: str | Path, device: str | torch.device = "cpu") -> DecoderLM:
