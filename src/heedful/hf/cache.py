@@ -195,11 +195,27 @@ class HeedfulStaticCacheLayer(HeedfulCacheLayer):
 
     def finish(self, state: AttentionState, tokens: int) -> None:
         """Keep the state after the call; after the first one, in its final size."""
-        if not self.is_initialized:
+        if self.is_initialized:
+            self._overwrite(state)
+        else:
+            self.state = replace(state, rounds=tuple(self._enlarged(memory) for memory in state.rounds))
             self.length = self.length.to(state.rounds[0].key.device)  # type: ignore[union-attr]
-            state = replace(state, rounds=tuple(self._enlarged(memory) for memory in state.rounds))
-        self.state = state
-        self.length = self.length + tokens
+            self._keep_addresses()
+        self.length.add_(tokens)
+
+    def _overwrite(self, state: AttentionState) -> None:
+        """Write a state into the tensors that are there: a CUDA graph finds its inputs at fixed addresses."""
+        for kept, new in zip(self.state.rounds, state.rounds, strict=True):
+            for old, tensor in zip(kept, new, strict=True):
+                if old is not None and tensor is not None:
+                    old.copy_(tensor)
+
+    def _keep_addresses(self) -> None:
+        """Tell the compiler that these tensors stay where they are."""
+        if not torch.compiler.is_compiling():
+            tensors = (tensor for memory in self.state.rounds for tensor in memory if tensor is not None)
+            for tensor in (self.length, *tensors):
+                torch._dynamo.mark_static_address(tensor)
 
     def _enlarged(self, memory: RoundState) -> RoundState:
         """Return a round's memory with empty places before it."""

@@ -7,7 +7,7 @@ be made for it, since convolutions over queries then need earlier queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,6 +34,10 @@ class RoundState:
         if self.key is None or self.value is None:
             return key, value
         return torch.cat([self.key, key], dim=2), torch.cat([self.value, value], dim=2)
+
+    def __iter__(self) -> Iterator[Tensor | None]:
+        """Yield key, value and memory."""
+        return iter((self.key, self.value, self.memory))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> RoundState:
         """Return the memory with every tensor replaced by what `function` makes of it."""
@@ -103,5 +107,5 @@ class AttentionState:
 
     def nbytes(self) -> int:
         """Return the bytes held, for all batch rows."""
-        tensors = (tensor for r in self.rounds for tensor in (r.key, r.value, r.memory) if tensor is not None)
+        tensors = (tensor for memory in self.rounds for tensor in memory if tensor is not None)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
