@@ -72,6 +72,34 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def check_model_destination(folder: str | Path, *, force: bool, source: str | Path | None = None) -> None:
+    """Refuse to write a model's folder where something else would be lost.
+
+    Args:
+        folder: where the model shall be written; it need not exist.
+        force: replace a model that is there, and nothing but a model.
+        source: the folder that is read for it, which must stay.
+
+    Raises:
+        ValueError: with what is there and what to do.
+    """
+    folder = Path(folder)
+    if source is not None:
+        read, written = Path(source).resolve(), folder.resolve()
+        if read == written or read in written.parents or written in read.parents:
+            raise ValueError(f"{folder} and {source} overlap; choose a destination of its own.")
+    if not folder.exists() and not folder.is_symlink():
+        return
+    if not folder.is_dir() or folder.is_symlink():
+        raise ValueError(f"{folder} exists and is not a folder; choose another place.")
+    if not any(folder.iterdir()):
+        return
+    if not force:
+        raise ValueError(f"{folder} exists; choose another folder, or replace it with --force (force=True).")
+    if not ((folder / "config.json").is_file() and any(folder.glob("*.safetensors"))):
+        raise ValueError(f"{folder} is not the folder of a model, so it is not replaced; choose another folder.")
+
+
 def file_sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal, reading it in pieces."""
     with open(path, "rb") as file:

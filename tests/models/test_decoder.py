@@ -78,7 +78,7 @@ def test_bias_and_dropout_reach_the_parts_they_name():
     assert config_of(norm_eps=1e-3).layers[0].norm_eps == 1e-3
 
 
-@pytest.mark.parametrize("field", ["dropout", "attention_output_dropout", "attention_dropout"])
+@pytest.mark.parametrize("field", ["dropout", "activation_dropout", "attention_output_dropout", "attention_dropout"])
 def test_each_dropout_acts_in_training_only(field):
     model, tokens = model_of(**{field: 0.5}), tokens_of()
     plain = model_of()

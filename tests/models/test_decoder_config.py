@@ -55,6 +55,7 @@ def test_the_default_feed_forward_sizes_are_the_published_ones(activation, hidde
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"intermediate_size": 0}, "intermediate_size must be at least 1, got 0"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"activation_dropout": 2.0}, r"activation_dropout must be in \[0, 1\), got 2.0"),
         ({"attention_output_dropout": -0.5}, r"attention_output_dropout must be in \[0, 1\), got -0.5"),
         ({"is_causal": False}, "a decoder's attention must be causal"),
         ({"hiden_size": 32}, r"no field 'hiden_size'\. Did you mean 'hidden_size'"),

@@ -20,6 +20,7 @@ from heedful.nn import (
     LinearQuery,
     MultiTokenRule,
     NonlinearQuery,
+    PartialIdentityQuery,
     Rotary,
     StandardRule,
     TalkingHeadsRule,
@@ -44,6 +45,7 @@ NONLINEAR = st.builds(
 QUERIES = st.one_of(
     st.builds(LinearQuery, anchor=st.sampled_from(["none", "identity"]), gain=st.just(0.7), anchor_fit=FITS),
     st.builds(IdentityQuery, anchor_fit=FITS),
+    st.builds(PartialIdentityQuery),
     NONLINEAR,
     st.builds(AnnealedQuery, target=NONLINEAR.filter(lambda query: query.anchor != "linear")),
 )

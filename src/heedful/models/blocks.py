@@ -13,19 +13,19 @@ from heedful.ops.masks import AttentionMask
 
 
 class GeluFeedForward(nn.Module):
-    """dropout(W_down dropout(gelu(W_up x))), exact GELU or GPT-2's tanh approximation."""
+    """dropout(W_down dropout(gelu(W_up x))), exact GELU or GPT-2's tanh approximation, two dropouts."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.feed_forward_size, bias=config.bias)
         self.down_proj = nn.Linear(config.feed_forward_size, config.hidden_size, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.activation_dropout = build_dropouts(config)
         self.approximate = "tanh" if config.activation == "gelu-tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, hidden_size) -> the same shape."""
         active = nn.functional.gelu(self.up_proj(x), approximate=self.approximate)
-        return self.dropout(self.down_proj(self.dropout(active)))
+        return self.dropout(self.down_proj(self.activation_dropout(active)))
 
 
 class SwigluFeedForward(nn.Module):
@@ -36,11 +36,18 @@ class SwigluFeedForward(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.feed_forward_size, bias=config.bias)
         self.up_proj = nn.Linear(config.hidden_size, config.feed_forward_size, bias=config.bias)
         self.down_proj = nn.Linear(config.feed_forward_size, config.hidden_size, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.activation_dropout = build_dropouts(config)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, hidden_size) -> the same shape."""
-        return self.dropout(self.down_proj(self.dropout(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))))
+        active = nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.dropout(self.down_proj(self.activation_dropout(active)))
+
+
+def build_dropouts(config: DecoderConfig) -> tuple[nn.Dropout, nn.Dropout]:
+    """Return the dropouts after a feed-forward layer and after its activation."""
+    inner = config.dropout if config.activation_dropout is None else config.activation_dropout
+    return nn.Dropout(config.dropout), nn.Dropout(inner)
 
 
 def build_norm(config: DecoderConfig) -> nn.Module:

@@ -36,6 +36,7 @@ class DecoderConfig:
         tie_embeddings: the output head shares the token embedding.
         head_bias: a bias on the logits.
         dropout: after the embedding, after the activation and after the feed-forward layer, in training.
+        activation_dropout: after the activation; None for `dropout`.
         attention_output_dropout: after the attention's output projection, in training.
         initializer_range: standard deviation of the normal initial weights; None for hidden_size^-0.5, cut at three
             deviations. Biases start at 0.
@@ -62,6 +63,7 @@ class DecoderConfig:
     tie_embeddings: bool = True
     head_bias: bool = False
     dropout: float = 0.0
+    activation_dropout: float | None = None
     attention_output_dropout: float = 0.0
     initializer_range: float | None = 0.02
     scale_residual_init: bool = False
@@ -72,9 +74,14 @@ class DecoderConfig:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}.")
-        for name in ("dropout", "attention_output_dropout"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}.")
+        for name in ("dropout", "activation_dropout", "attention_output_dropout"):
+            probability = getattr(self, name)
+            if probability is not None and not 0.0 <= probability < 1.0:
+                raise ValueError(f"{name} must be in [0, 1), got {probability}.")
+        for name in ("norm_eps", "initializer_range"):
+            number = getattr(self, name)
+            if number is not None and not 0.0 <= number < float("inf"):
+                raise ValueError(f"{name} must be at least 0 and finite, got {number}.")
         if isinstance(self.attention, tuple):
             if len(self.attention) != self.num_layers:
                 raise ValueError(

@@ -88,6 +88,8 @@ class AttentionConfig:
             )
         if self.num_kv_heads is not None and self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_kv_heads must divide num_heads, got {self.num_kv_heads} and {self.num_heads}.")
+        if not 0.0 <= self.norm_eps < float("inf"):
+            raise ValueError(f"norm_eps must be at least 0 and finite, got {self.norm_eps}.")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}.")
         if self.rotary is not None and self.sizes.head_dim % 2:
