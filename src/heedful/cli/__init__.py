@@ -1,4 +1,4 @@
-"""The command line: `heedful train | compare | evaluate | generate | info`.
+"""The command line: `heedful train | compare | evaluate | generate | export | convert | info`.
 
 Each command is one file: a dataclass whose fields are its arguments and whose `run` does the work. Wrong input of any
 kind ends with one sentence on standard error and exit status 2, an interruption with 130.
@@ -15,24 +15,33 @@ from typing import Annotated, Any
 import tyro
 
 from heedful.cli.compare import Compare
+from heedful.cli.convert import Convert
 from heedful.cli.evaluate import Evaluate
+from heedful.cli.export import Export
 from heedful.cli.generate import Generate
 from heedful.cli.info import Info
 from heedful.cli.overrides import split_overrides
 from heedful.cli.train import Train
+
+_EXTRAS = {"transformers": "hf", "datasets": "hf", "lm_eval": "eval"}
+"""Optional packages, and the extra that brings each."""
 
 Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
 DESCRIPTION = """Attention that does more than one softmax average: train it, compare it fairly, look into it.
 
 `heedful compare RECIPE` compares several mechanisms and `heedful train RECIPE` trains one arm of a recipe; `heedful
-evaluate` and `heedful generate` take the folder of a run; `heedful info` lists presets, backends and costs.
+evaluate` and `heedful generate` take the folder of a run; `heedful export` writes it
+for Hugging Face, `heedful convert` removes query projections from trained models or adds mechanisms to them; `heedful
+info` lists presets, backends and costs.
 
 Any value of a recipe can be changed by its dotted name: `--train.steps 50 --data.corpus my-texts/`."""
 
@@ -46,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             prog="heedful",
             description=DESCRIPTION,
             args=plain,
-            config=(tyro.conf.OmitArgPrefixes,),
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
         )
         command.run(overrides)
         sys.stdout.flush()
@@ -61,6 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        print(
+            f"heedful: this needs {error.name}, which is not installed: pip install 'heedful[{_EXTRAS[error.name]}]'.",
+            file=sys.stderr,
+        )
+        return 2
     except OSError as error:  # a folder that cannot be written, a file that cannot be read, a full disk
         print(f"heedful: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
         return 2

@@ -31,6 +31,7 @@ class Export:
     def run(self, overrides: dict[str, Any]) -> None:
         """Convert."""
         from heedful.cli.overrides import refuse_overrides
+        from heedful.files import check_model_destination
 
         refuse_overrides(overrides, "export")
         if self.hf == self.native:
@@ -38,16 +39,7 @@ class Export:
             raise ValueError(f"heedful export needs one of --hf and --native to say what to write; {both}.")
         if not self.source.is_dir():
             raise ValueError(f"there is no folder {str(self.source)!r} to export.")
-        source, destination = self.source.resolve(), self.destination.resolve()
-        if source == destination or destination in source.parents:
-            raise ValueError(f"{self.destination} is or holds {self.source} itself; give another place.")
-        try:
-            from heedful.hf.export import check_destination
-        except ImportError as error:
-            raise ValueError(
-                f"heedful export needs the package transformers ({error}): pip install 'heedful[hf]'."
-            ) from error
-        check_destination(self.destination, force=self.force)
+        check_model_destination(self.destination, force=self.force, source=self.source)
         if self.hf:
             self._write_hf()
         else:

@@ -53,8 +53,9 @@ class HeedfulConfig(PreTrainedConfig):
         mlp_bias: biases of the feed-forward layer and of LayerNorm.
         attention_bias: biases of query, key, value and output projections; `output_bias` in the section changes the
             last.
-        hidden_dropout, attention_output_dropout: as `dropout` and `attention_output_dropout` of `DecoderConfig`.
-        attention_skip, feed_forward_skip, share_layers, head_bias, scale_residual_init: as in `DecoderConfig`.
+        hidden_dropout: as `dropout` of `DecoderConfig`.
+        activation_dropout, attention_output_dropout, attention_skip, feed_forward_skip, share_layers, head_bias,
+            scale_residual_init: as in `DecoderConfig`.
         layer_types: "full_attention" or "sliding_attention" per layer; None for `sliding_window` in all layers if it is
             given.
 
@@ -84,6 +85,7 @@ class HeedfulConfig(PreTrainedConfig):
     attention: str | dict | list = "standard"
     attention_bias: bool = False
     attention_dropout: int | float = 0.0
+    activation_dropout: int | float | None = None
     attention_output_dropout: int | float = 0.0
     hidden_dropout: int | float = 0.0
     attention_skip: bool = True
@@ -106,6 +108,11 @@ class HeedfulConfig(PreTrainedConfig):
             kind = "full_attention" if self.sliding_window is None else "sliding_attention"
             self.layer_types = [kind] * self.num_hidden_layers
         super().__post_init__(**kwargs)
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id must be an id of the vocabulary, 0 to {self.vocab_size - 1}, got {self.pad_token_id}; "
+                f"after adding a token call model.resize_token_embeddings first."
+            )
         self.decoder_config()
 
     def _refuse_unknown(self, given: dict[str, Any]) -> None:
@@ -154,6 +161,7 @@ class HeedfulConfig(PreTrainedConfig):
             tie_embeddings=self.tie_word_embeddings,
             head_bias=self.head_bias,
             dropout=float(self.hidden_dropout),
+            activation_dropout=None if self.activation_dropout is None else float(self.activation_dropout),
             attention_output_dropout=float(self.attention_output_dropout),
             initializer_range=self.initializer_range,
             scale_residual_init=self.scale_residual_init,
@@ -221,6 +229,7 @@ class HeedfulConfig(PreTrainedConfig):
             "rope_parameters": None if learned else rope,
             "attention_bias": first.bias,
             "attention_dropout": first.dropout,
+            "activation_dropout": decoder.activation_dropout,
             "attention_output_dropout": decoder.attention_output_dropout,
             "hidden_dropout": decoder.dropout,
             "attention_skip": decoder.attention_skip,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from heedful.data.tokenizers import BpeTokenizer, ByteTokenizer, Tokenizer
-from heedful.files import atomic_folder, write_json_atomically, write_text_atomically
+from heedful.files import atomic_folder, check_model_destination, write_json_atomically, write_text_atomically
 from heedful.hf.bundle import bundle_source
 from heedful.hf.model_card import model_card
 from heedful.hf.modeling import HeedfulForCausalLM
@@ -69,7 +69,7 @@ def export_pretrained(
             f"expected a DecoderLM or a HeedfulForCausalLM of the installed heedful, got {type(model).__name__}; load "
             f"the model with heedful.hf imported and without trust_remote_code."
         )
-    check_destination(folder, force=force)
+    check_model_destination(folder, force=force)
     converted = _converted(tokenizer, model)
     end_of_text = None if converted is None else converted.eos_token_id
     with atomic_folder(folder) as temporary:
@@ -126,24 +126,6 @@ def model_type(folder: Path) -> str | None:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no configuration: expected a JSON object, got {type(found).__name__}.")
     return found.get("model_type")
-
-
-def check_destination(folder: Path, *, force: bool) -> None:
-    """Refuse a place that is taken; with `force` only one that holds something else than a model.
-
-    Raises:
-        ValueError: with what is there and what to do.
-    """
-    if not folder.exists() and not folder.is_symlink():
-        return
-    if not folder.is_dir() or folder.is_symlink():
-        raise ValueError(f"{folder} exists and is not a folder; give another place.")
-    if not any(folder.iterdir()):
-        return
-    if not force:
-        raise ValueError(f"{folder} already exists; give another place, or replace it with force (--force).")
-    if not ((folder / "config.json").is_file() and any(folder.glob("*.safetensors"))):
-        raise ValueError(f"{folder} is not the folder of a model, so it is not replaced; give another place.")
 
 
 def _converted(

@@ -18,9 +18,11 @@ class HeedfulGenerationMixin(GenerationMixin):
 
     config: HeedfulConfig  # type: ignore[assignment]  # the mixin is used with our models only
 
-    def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any) -> None:
+    def _prepare_cache_for_generation(  # type: ignore[override]  # what we do not read is passed on as it comes
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
         """Give the cache our layers before anything is stored, so that what `generate` asks of them is not lost."""
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)  # type: ignore[misc]
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
         for name in ("cache", "past_key_values"):
             if isinstance(model_kwargs.get(name), Cache):
                 adopt_cache(model_kwargs[name], self.config.decoder_config().layers)

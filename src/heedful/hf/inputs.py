@@ -7,11 +7,35 @@ are taken as they are given.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from heedful.hf.cache import HeedfulCacheLayer, HeedfulStaticCacheLayer
 from heedful.ops.masks import AttentionMask
+
+DOCUMENT_BORDERS = ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")
+"""Other forms of what `position_ids` say about packed documents."""
+
+
+def refuse_ignored(given: Mapping[str, Any], position_ids: Tensor | None, known: Iterable[str]) -> None:
+    """Refuse keyword arguments which would change the result if anything read them.
+
+    Raises:
+        ValueError: borders of documents without `position_ids`, or a misspelt name.
+    """
+    for name in given:
+        if name in DOCUMENT_BORDERS and given[name] is not None and position_ids is None:
+            raise ValueError(
+                f"{name} marks packed documents, but heedful models take them from position_ids, which start anew at 0 "
+                f"with every document; pass these too (DataCollatorWithFlattening(return_position_ids=True))."
+            )
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if close:
+            raise ValueError(f"the model takes no argument {name!r}. Did you mean {close[0]!r}?")
 
 
 def attention_mask_of(

@@ -27,7 +27,7 @@ from transformers.utils import can_return_tuple
 from heedful.hf.cache import HeedfulCacheLayer, HeedfulStaticCacheLayer, adopt_cache, empty_cache
 from heedful.hf.configuration import HeedfulConfig, backend_of
 from heedful.hf.generation import HeedfulGenerationMixin
-from heedful.hf.inputs import attention_mask_of
+from heedful.hf.inputs import attention_mask_of, refuse_ignored
 from heedful.hf.pretrained import HeedfulLayer, HeedfulPreTrainedModel
 from heedful.models.blocks import build_norm
 from heedful.models.decoder import DecoderLM, check_positions
@@ -36,6 +36,13 @@ from heedful.ops.masks import AttentionMask
 
 _CACHE = "cache" if any(f.name == "cache" for f in fields(BaseModelOutputWithPast)) else "past_key_values"
 """What this version of transformers calls the cache in outputs."""
+
+_ARGUMENTS = (
+    *("input_ids", "attention_mask", "position_ids", "past_key_values", "cache", "inputs_embeds", "labels"),
+    *("use_cache", "output_attentions", "output_hidden_states", "logits_to_keep"),
+)
+_FOR_THE_LOSS = ("num_items_in_batch", "ignore_index", "shift_labels")
+"""Arguments of transformers' loss function."""
 
 
 class HeedfulModel(HeedfulPreTrainedModel):
@@ -86,6 +93,7 @@ class HeedfulModel(HeedfulPreTrainedModel):
         Raises:
             ValueError: inputs that do not fit, a cache of another model, more positions than the model has.
         """
+        refuse_ignored(kwargs, position_ids, _ARGUMENTS)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds.")
         if past_key_values is not None and cache is not None:
@@ -230,12 +238,14 @@ class HeedfulForCausalLM(HeedfulPreTrainedModel, HeedfulGenerationMixin):
             output_hidden_states=output_hidden_states,
             cache=cache,
             return_dict=True,
+            **{name: value for name, value in kwargs.items() if name not in _FOR_THE_LOSS},
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            options = {name: value for name, value in kwargs.items() if name in _FOR_THE_LOSS}
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **options)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -258,7 +268,7 @@ class HeedfulForCausalLM(HeedfulPreTrainedModel, HeedfulGenerationMixin):
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
         first = next(decoder.parameters())
         with first.device:
-            model: nn.Module = cls(config)
+            model = cast(nn.Module, cls(config))
         model.to(dtype=first.dtype).load_state_dict(weights)
         return cast(HeedfulForCausalLM, model.train(decoder.training))
 

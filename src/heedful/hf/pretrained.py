@@ -10,8 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from heedful.hf.checkpoint_files import check_shard_index, require_memory
 from heedful.hf.configuration import ATTENTION_IMPLEMENTATIONS, HeedfulConfig, backend_of
-from heedful.hf.memory import require_memory
 from heedful.models.blocks import Block
 from heedful.models.initialisation import draw_initial_values
 from heedful.nn.attention import Attention
@@ -48,8 +48,10 @@ class HeedfulPreTrainedModel(PreTrainedModel):
         wanted = bool(kwargs.pop("output_loading_info", False))
         accepts_other_shapes = bool(kwargs.pop("ignore_mismatched_sizes", False))
         place = str(pretrained_model_name_or_path)
-        if Path(place).is_dir() and kwargs.get("device_map") is None:
-            require_memory(place, kwargs.get("dtype"))
+        if Path(place).is_dir():
+            check_shard_index(place)
+            if kwargs.get("device_map") is None:
+                require_memory(place, kwargs.get("dtype"))
         try:
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -66,8 +68,8 @@ class HeedfulPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; only `heedful.hf.export` writes a copy of the code, and so the names in it."""
-        if not self.is_remote_code() and hasattr(self.config, "auto_map"):
-            del self.config.auto_map  # of the export which this model was read from
+        if not self.is_remote_code():
+            vars(self.config).pop("auto_map", None)  # of the export which this model was read from
         super().save_pretrained(*args, **kwargs)
 
     @classmethod

@@ -1,9 +1,10 @@
-"""Whether a checkpoint fits into memory, asked before it is read: the operating system's answer would be to kill the
-process.
+"""What is asked of a checkpoint before it is read: whether its index of shards is whole, and whether it fits into
+memory, since the operating system's answer to that would be to kill the process.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -30,6 +31,21 @@ def require_memory(folder: str | Path, dtype: torch.dtype | str | None = None) -
         )
 
 
+def check_shard_index(folder: str | Path) -> None:
+    """Refuse a folder whose index of shards is damaged.
+
+    Raises:
+        ValueError: with the file and what is wrong.
+    """
+    for file in sorted(Path(folder).glob("*.safetensors.index.json")):
+        try:
+            index = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}.") from error
+        if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+            raise ValueError(f"{file} is damaged: it has no table weight_map from weights to files.")
+
+
 def weight_bytes(folder: str | Path, dtype: torch.dtype | str | None = None) -> int:
     """Return the bytes that the weights of a checkpoint take in memory; 0 where there are no safetensors files.
 
@@ -38,8 +54,7 @@ def weight_bytes(folder: str | Path, dtype: torch.dtype | str | None = None) -> 
     """
     from safetensors import SafetensorError, safe_open
 
-    if isinstance(dtype, str):
-        dtype = None if dtype == "auto" else getattr(torch, dtype)
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype  # None for "auto"
     total = 0
     for file in sorted(Path(folder).glob("*.safetensors")):
         try:
@@ -47,7 +62,7 @@ def weight_bytes(folder: str | Path, dtype: torch.dtype | str | None = None) -> 
                 for name in opened.keys():  # noqa: SIM118  # not a mapping
                     tensor = opened.get_slice(name)
                     size = torch.Size(tensor.get_shape()).numel()
-                    total += size * (_ITEM_BYTES.get(tensor.get_dtype(), 4) if dtype is None else dtype.itemsize)
+                    total += size * (_ITEM_BYTES.get(tensor.get_dtype(), 4) if named is None else named.itemsize)
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or no safetensors file: {error}.") from error
     return total
