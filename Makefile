@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test lint bench gpu study docs tables clean
+.PHONY: help demo test floor lint bench gpu study docs tables clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -16,6 +16,10 @@ demo: $(VENV)/.core  ## compare seven mechanisms on real text, then two on find-
 
 test: $(VENV)/.dev  ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The other dependencies stay as they are, so only transformers itself is exchanged.
+floor: $(VENV)/.floor  ## run the Hugging Face tests with the oldest transformers that is supported
+	PYTHONPATH=$(abspath $(VENV))/floor $(BIN)/python -m pytest -n 2 --dist worksteal tests/hf
 
 lint: $(VENV)/.dev  ## style, formatting and types
 	$(BIN)/ruff check .
@@ -67,6 +71,11 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e ".[dev]"
 	@touch $@ $(VENV)/.core
+
+$(VENV)/.floor: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/floor \
+	"transformers==$(shell sed -n 's/^hf = \["transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml).*"
+	@touch $@
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e ".[docs]"

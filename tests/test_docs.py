@@ -18,6 +18,8 @@ import pytest
 import tyro
 
 import heedful
+import heedful.convert.queries
+import heedful.hf
 from heedful.cli import Command
 from heedful.cli.overrides import split_overrides
 from heedful.nn import PRESETS
@@ -32,7 +34,7 @@ FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$", re.M | re.S
 )
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
-COMMANDS = ("compare", "train", "evaluate", "generate", "info")
+COMMANDS = ("compare", "train", "evaluate", "generate", "export", "convert", "info")
 
 
 def blocks(page, language):
@@ -113,7 +115,9 @@ def test_commands_in_the_documentation_are_understood(command):
     if words[0] != "heedful":
         return
     plain, overrides = split_overrides(words[1:])
-    arguments = tyro.cli(Command, prog="heedful", args=plain, config=(tyro.conf.OmitArgPrefixes,))
+    arguments = tyro.cli(
+        Command, prog="heedful", args=plain, config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    )
     recipe = getattr(arguments, "recipe", None)
     if recipe is not None and recipe.parts[0] == "recipes":
         load_recipe(ROOT / recipe, overrides)
@@ -166,7 +170,9 @@ def test_pages_fetch_nothing_from_other_hosts():
 
 
 @pytest.mark.parametrize(
-    "module", [heedful, heedful.ops, heedful.nn, heedful.models], ids=lambda module: module.__name__
+    "module",
+    [heedful, heedful.ops, heedful.nn, heedful.models, heedful.hf, heedful.convert.queries],
+    ids=lambda module: module.__name__,
 )
 def test_the_whole_public_interface_is_on_the_api_page(module):
     text = (DOCS / "api.md").read_text(encoding="utf-8")

@@ -62,13 +62,19 @@ _UNSUPPORTED: Mapping[tuple[str, str], str] = {
     ("identity-query", "identity-start"): _NO_IDENTITY,
     ("nonlinear-query", "identity-start"): _NO_IDENTITY,
     ("nonlinear-query-linear-control", "identity-start"): _NO_IDENTITY,
-    ("boosted", "identity-start"): "its gates start at 1/2; a very negative gate_start comes close",
-    ("boosted-input-kv", "identity-start"): "its gates start at 1/2; a very negative gate_start comes close",
+    ("boosted", "identity-start"): "its gates start at 1/2; with Boosting(gate='scaled-vector') it does",
+    ("boosted-input-kv", "identity-start"): "its gates start at 1/2; with Boosting(gate='scaled-vector') it does",
     ("twicing", "identity-start"): "has no parameters to start from",
     ("differential", "identity-start"): _NO_IDENTITY,
     ("differential-v2", "identity-start"): _NO_IDENTITY,
-    ("multi-token-v1", "identity-start"): "its head norm and depth scale change the function; without them it does",
-    ("multi-token", "identity-start"): "its head norm and gate change the function; without them it does",
+    (
+        "multi-token-v1",
+        "identity-start",
+    ): "its head norm and depth scale change the function; without them, or with BlendedHeadOutput, it does",
+    (
+        "multi-token",
+        "identity-start",
+    ): "its head norm and gate change the function; without them, or with BlendedHeadOutput, it does",
 }
 """(mechanism or backend, feature) -> why not. A sum lacks what one of its parts lacks."""
 

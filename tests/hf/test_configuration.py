@@ -30,9 +30,9 @@ DECODERS = {
     "everything else": {
         "norm": "rms", "norm_position": "post", "norm_eps": 1e-3, "activation": "swiglu", "intermediate_size": 20,
         "bias": True, "attention_bias": False, "tie_embeddings": False, "head_bias": True, "dropout": 0.25,
-        "attention_dropout": 0.125, "attention_output_dropout": 0.5, "initializer_range": None,
-        "scale_residual_init": True, "num_kv_heads": 2, "head_dim": 6, "qk_norm": True, "window": 5, "scale": 0.3,
-        "output_bias": True,
+        "attention_dropout": 0.125, "attention_output_dropout": 0.5, "activation_dropout": 0.0,
+        "initializer_range": None, "scale_residual_init": True, "num_kv_heads": 2, "head_dim": 6, "qk_norm": True,
+        "window": 5, "scale": 0.3, "output_bias": True,
     },
     "no norms, no skips, shared": {
         "norm": "none", "attention_skip": False, "feed_forward_skip": False, "share_layers": True,

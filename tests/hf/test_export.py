@@ -182,7 +182,7 @@ def test_a_place_that_is_taken_is_refused_and_what_is_there_stays(tmp_path):
     model, place = decoder(), tmp_path / "place"
     export_pretrained(model, place)
     before = contents(place)
-    with pytest.raises(ValueError, match=r"already exists; give another place, or replace it with force"):
+    with pytest.raises(ValueError, match=r"exists; choose another folder, or replace it with --force"):
         export_pretrained(decoder("boosted"), place)
     assert contents(place) == before
     export_pretrained(decoder("boosted"), place, force=True)
@@ -317,9 +317,9 @@ def test_a_run_is_exported_with_its_tokenizer(tmp_path, monkeypatch, capsys):
         ({"hf": True, "native": True}, "both were given"),
         ({"hf": True, "source": "nowhere"}, "there is no folder 'nowhere'"),
         ({"hf": True}, "already is a folder for transformers, with a model of type 'heedful'"),
-        ({"native": True, "destination": "model"}, "is or holds model itself"),
-        ({"native": True, "destination": "."}, "is or holds model itself"),
-        ({"native": True, "destination": "other"}, "already exists"),
+        ({"native": True, "destination": "model"}, "overlap; choose a destination of its own"),
+        ({"native": True, "destination": "."}, "overlap; choose a destination of its own"),
+        ({"native": True, "destination": "other"}, "exists; choose another folder"),
         ({"hf": True, "source": "other"}, r"holds no recipe\.json"),
         ({"native": True, "source": "other"}, r"holds no config\.json"),
     ],

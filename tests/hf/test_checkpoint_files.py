@@ -5,7 +5,7 @@ import torch
 from tiny_hf import model_of
 from transformers import AutoModelForCausalLM
 
-from heedful.hf import memory
+from heedful.hf import checkpoint_files as memory
 
 
 @pytest.fixture
