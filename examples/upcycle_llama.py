@@ -29,6 +29,7 @@ from transformers import (
 from heedful.data import DataConfig, prepare
 from heedful.data.corpora import open_corpus
 from heedful.hf import new_parameter_names, parameter_groups, to_transformers, upcycle
+from heedful.train.environment import describe_environment
 
 
 def rows_of(tokens: np.ndarray, length: int, most: int) -> torch.Tensor:
@@ -192,7 +193,7 @@ def main(
     if json is not None:
         figures = {
             "settings": settings,
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+            "environment": {**describe_environment(), "transformers": transformers.__version__},
             "parameters": {"all": total, "new": added, "new tensors": len(names)},
             "largest logit difference at step 0": difference,
             "largest logit": largest,
