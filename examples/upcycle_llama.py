@@ -156,6 +156,8 @@ def main(
         plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         pretrain_steps = 0
     rows = rows_of(train_tokens, context_length, wanted)
+    # Both trainings see all of the text: the last documents alone would pull the models to themselves.
+    rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
     held_out = rows_of(held_out_tokens, context_length, held_out_rows)
     first, second = rows[: pretrain_steps * batch_size], rows[pretrain_steps * batch_size :]
     second = second if len(second) else rows  # a short text is read again
