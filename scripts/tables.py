@@ -46,6 +46,7 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "model-step": model_step_tables,
             "tile-steps": tile_step_tables,
         },
+        ROOT / "docs/upcycling.md": {"upcycling": upcycling_table},
         ROOT / "docs/results.md": {name: partial(comparison_table, name) for name in COMPARISONS},
     }
 
@@ -64,6 +65,28 @@ def comparison_table(name: str) -> str:
         f"{commit}, seeds {', '.join(map(str, result['recipe']['seeds']))}; all figures in `results/{name}.json`."
     )
     return "\n".join([" ".join(headline(result)), "", *lines, "", source]) + "\n"
+
+
+def upcycling_table() -> str:
+    """Return the figures of the committed run of examples/upcycle_llama.py, and where they come from."""
+    name = "upcycling-wiki2015"
+    result = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    settings, environment, parameters = result["settings"], result["environment"], result["parameters"]
+    lines = [
+        f"`{settings['add']}`: {parameters['new']:,} new of {parameters['all']:,} parameters. Largest logit difference "
+        f"at step 0: {result['largest logit difference at step 0']:.2g} (largest logit {result['largest logit']:.3g}).",
+        "",
+        f"| held-out loss, nats per token | before | after {settings['steps']} steps |",
+        "|---|--:|--:|",
+        *(f"| {arm} | {result[arm]['before']:.4f} | {result[arm]['after']:.4f} |" for arm in ("plain", "upcycled")),
+        "",
+        f"Upcycled better by {result['upcycled better by']:.4f} ± {result['standard error over rows']:.4f} (standard "
+        f"error over {result['held-out rows']} rows; one seed, so training noise is not in it).",
+        "",
+        f"`{environment['command']}`, {environment['cpu']}, {environment['threads']} threads, commit "
+        f"{environment['source']['commit'][:10]}; all figures in `results/{name}.json`.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def render(text: str, name: str, content: str) -> str:

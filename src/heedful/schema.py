@@ -140,6 +140,9 @@ def _convert_union(options: tuple[Any, ...], value: Any, place: str) -> Any:
     if isinstance(value, Mapping) and len(classes) > 1:
         kinds = {_kind(option): option for option in classes}
         kind = value.get("kind")
+        if kind is None:  # as written before there were several kinds: the one class that has all of these fields
+            fitting = [name for name, option in kinds.items() if value.keys() <= {f.name for f in _fields(option)}]
+            kind = fitting[0] if value and len(fitting) == 1 else None
         if kind not in kinds:
             raise ValueError(
                 f"{place}.kind: unknown or missing kind {kind!r}.{did_you_mean(str(kind), map(str, kinds))}"
@@ -157,6 +160,10 @@ def _convert_union(options: tuple[Any, ...], value: Any, place: str) -> Any:
     raise (
         errors[0] if len(errors) == 1 else ValueError("; or ".join(str(error).rstrip(".") for error in errors) + ".")
     )
+
+
+def _fields(cls: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)
 
 
 def _takes_none_as_text(option: Any) -> bool:

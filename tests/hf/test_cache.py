@@ -42,6 +42,14 @@ def test_without_recording_a_convolution_refuses_and_everything_else_takes_back(
     read(model, tokens, cache)
     with pytest.raises(ValueError, match=r"call cache\.activate_past_recording\(\) before the tokens are read"):
         cache.crop(-1)
+    cache.reset()
+    long = tokens.repeat(1, 3)
+    read(model, long[:, :32], cache)
+    cache.activate_past_recording()
+    read(model, long[:, 32:], cache)
+    cache.crop(-3)
+    with pytest.raises(ValueError, match="cannot take back 2 tokens: this layer convolves over queries and kept what"):
+        cache.crop(-2)  # four tokens were recorded, and three of them are gone already
     model = model_of("boosted+twicing")
     expected, cache = read(model, tokens, None), make_cache(model.config)
     read(model, tokens, cache)
@@ -137,3 +145,24 @@ def test_what_a_cache_says_about_itself():
     assert (growing.is_compileable, constant.is_compileable) == (False, True)
     assert (growing.get_max_length(), constant.get_max_length()) == (-1, 12)
     assert len(growing) == len(constant) == 3
+
+
+def test_the_backend_may_change_in_the_middle_of_a_text():
+    model, tokens = model_of("multi-token"), tokens_of()
+    expected, cache = read(model, tokens, None), make_cache(model.config)
+    read(model, tokens[:, :5], cache)
+    model.set_attn_implementation("blockwise")
+    torch.testing.assert_close(read(model, tokens[:, 5:], cache), expected[:, 5:], rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="offloaded caches are not supported"):
+        cache.layers[0].offload()
+
+
+@torch.no_grad()
+def test_a_compiled_step_stops_where_the_cache_is_full():
+    model, tokens, cache = model_of(), tokens_of(), make_cache(config_of(), 6)
+    read(model, tokens[:, :5], cache)
+    step = torch.compile(model.forward, fullgraph=True, backend="eager")
+    step(tokens[:, 5:6], past_key_values=cache)
+    with pytest.raises(RuntimeError, match="have room for 6 positions"):
+        step(tokens[:, 6:7], past_key_values=cache)
+    torch.compiler.reset()

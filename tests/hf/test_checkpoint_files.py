@@ -23,6 +23,22 @@ def test_the_bytes_of_a_checkpoint_are_those_of_its_tensors(folder):
     assert memory.weight_bytes(folder.parent / "nothing") == 0
 
 
+def test_files_beside_the_checkpoint_do_not_count(folder):
+    expected = memory.weight_bytes(folder)
+    (folder / "consolidated.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "stray.safetensors").write_bytes(b"damaged")
+    assert memory.weight_bytes(folder) == expected
+    model_of().save_pretrained(folder / "shards", max_shard_size="20KB")
+    assert memory.weight_bytes(folder / "shards") == expected
+
+
+def test_work_on_several_copies_needs_as_much(folder, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 3 * memory.weight_bytes(folder))
+    memory.require_memory(folder, copies=2)
+    with pytest.raises(ValueError, match=r"GB while they are changed \(4 times their size\), but"):
+        memory.require_memory(folder, copies=4)
+
+
 def test_what_does_not_fit_is_refused_with_both_sizes(folder, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 90_000)
     with pytest.raises(ValueError, match=r"weights take 0\.0 GB, but 0\.0 GB of memory are available; read them into"):

@@ -115,6 +115,8 @@ def test_llamas_words_reach_the_layers():
         ({"attention": ["standard", 3, "standard"]}, "attention of layer 1: expected preset names or a table, got 3"),
         ({"attention": {"rule": {"kind": "multi-token", "pre_mixing": 3}}}, "groups of 3 needs a number of heads"),
         ({"num_atention_heads": 3}, r"has no field 'num_atention_heads'\. Did you mean 'num_attention_heads'"),
+        ({"qk_norm": True}, r"'qk_norm' is a field of a layer: write attention="),
+        ({"num_layers": 2}, "'num_layers' is a field of DecoderConfig, which has another name here"),
         ({"num_attention_heads": 5}, "num_heads must divide hidden_size, got 5 and 32"),
         ({"hidden_act": "relu"}, "hidden_act must be one of silu, gelu, gelu_new, got 'relu'"),
         ({"position_embedding": "alibi"}, "position_embedding must be 'rotary', 'learned' or 'none', got 'alibi'"),

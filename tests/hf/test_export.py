@@ -139,6 +139,22 @@ def test_the_way_back_keeps_every_bit(exported, tmp_path, name):
     assert not (tmp_path / "again" / "tokenizer.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["body", "classifier", "no architectures"])
+def test_a_folder_without_the_head_is_no_native_model(kind, tmp_path):
+    """A head would be drawn at random."""
+    model = HeedfulForCausalLM.from_decoder(decoder(tie_embeddings=False))
+    model.save_pretrained(tmp_path / "model")
+    if kind == "classifier":
+        model = HeedfulForSequenceClassification.from_pretrained(tmp_path / "model", num_labels=3)
+    (model.model if kind == "body" else model).save_pretrained(tmp_path / "other")
+    if kind == "no architectures":
+        written = json.loads((tmp_path / "other" / "config.json").read_text())
+        del written["architectures"]
+        (tmp_path / "other" / "config.json").write_text(json.dumps({**written, "head_bias": True}))
+    with pytest.raises(ValueError, match="weights do not fit"):
+        import_native(tmp_path / "other")
+
+
 def test_saving_an_exported_model_again_names_no_code_that_is_not_there(exported, tmp_path):
     folder, _ = exported
     AutoModelForCausalLM.from_pretrained(folder / "llama").save_pretrained(tmp_path / "again")

@@ -81,9 +81,7 @@ def test_drafts_looked_up_in_the_prompt_change_nothing(name):
 @pytest.mark.parametrize("name", HARD)
 def test_layers_with_windows_generate_with_both_caches(name):
     model, tokens = (
-        model_of(
-            name, sliding_window=4, layer_types=["sliding_attention", "full_attention"] * 1 + ["sliding_attention"]
-        ),
+        model_of(name, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
         tokens_of(),
     )
     expected = uncached(model, tokens)

@@ -1,5 +1,6 @@
 """The models in transformers compute what the native decoder computes, and give what transformers' users ask for."""
 
+import json
 import os
 
 import pytest
@@ -213,8 +214,65 @@ def test_padding_positions_and_packed_documents():
     torch.testing.assert_close(packed[:, 7:], model(other).logits, rtol=1e-4, atol=1e-4)
     moved = model(tokens, position_ids=torch.arange(7)[None] + 20).logits  # rotary positions are relative
     torch.testing.assert_close(moved, alone, rtol=1e-4, atol=1e-4)
-    stretched = model(tokens, position_ids=2 * torch.arange(7)[None], attention_mask=torch.ones_like(tokens))
-    assert stretched.logits.shape == alone.shape
+    one_round = model_of("standard")  # jumps stretch distances and separate nothing: half of them is what was
+    stretched = one_round(tokens, position_ids=2 * torch.arange(7)[None]).logits
+    slower = model_of("standard", rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 0.5})
+    torch.testing.assert_close(stretched, slower(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_packed_documents_stay_apart_when_compiled_and_when_padded(padded):
+    model, first, second = model_of("multi-token"), tokens_of(5, batch=1), tokens_of(6, batch=1, seed=1)
+    row, mask = torch.cat([first, second], 1), torch.ones(1, 11, dtype=torch.long)
+    positions = torch.cat([torch.arange(5), torch.arange(6)])[None]
+    if padded:
+        row, mask, positions = (torch.nn.functional.pad(t, (2, 0)) for t in (row, mask, positions))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for run in (model, compiled):
+        logits = run(row, position_ids=positions, attention_mask=mask if padded else None, use_cache=False).logits
+        torch.testing.assert_close(logits[:, -6:], model(second).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[:, -11:-6], model(first).logits, rtol=1e-4, atol=1e-4)
+    torch.compiler.reset()
+
+
+@torch.no_grad()
+def test_positions_that_the_model_does_not_have_are_refused():
+    tokens = tokens_of(4, batch=1)
+    for kind in ("rotary", "learned"):
+        model = model_of(position_embedding=kind)
+        with pytest.raises(ValueError, match="max_position_embeddings = 64, got 104; shorten"):
+            model(tokens, position_ids=torch.arange(100, 104)[None])
+        with pytest.raises(ValueError, match="positions must be at least 0, got -1"):
+            model(tokens, position_ids=torch.arange(-1, 3)[None])
+
+
+def test_end_of_text_learns_where_padding_has_its_id():
+    model = model_of(pad_token_id=3).train()
+    tokens = torch.full((1, 5), 3)
+    model(tokens, labels=tokens).loss.backward()
+    assert model.model.embed_tokens.weight.grad[3].abs().max() > 0
+
+
+def test_types_of_single_weights_are_kept_both_ways():
+    model = model_of("boosted").to(torch.bfloat16)
+    model.model.norm.float()
+    native = model.to_decoder()
+    assert native.final_norm.weight.dtype == torch.float32
+    assert native.token_embedding.weight.dtype == torch.bfloat16
+    assert HeedfulForCausalLM.from_decoder(native).model.norm.weight.dtype == torch.float32
+
+
+def test_a_head_that_is_tied_in_the_configuration_only_is_refused(tmp_path):
+    model = model_of(tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**written, "tie_word_embeddings": True}))
+    with pytest.raises(ValueError, match="ties the head to the embedding"):
+        HeedfulForCausalLM.from_pretrained(tmp_path)
+    model.config.tie_word_embeddings = True
+    with pytest.raises(ValueError, match="the head is tied to the embedding, but they hold different weights"):
+        model.to_decoder()
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ DAMAGES = {
     "other width": (changed_config(lambda m: m.update(vocab_size=20)), r"token_embedding\.weight should .*\(20, 16\)"),
     "other rounds": (
         changed_config(lambda m: m["attention"]["boosting"].update(rounds=1)),
-        r"does not fit its config\.json: blocks\.0\.attention\.gates\.0\.\S+ should have shape None",
+        r"does not fit its configuration: blocks\.0\.attention\.gates\.0\.\S+ should have shape None",
     ),
     "weights cut": (overwritten("model.safetensors", lambda data: data[:-7]), r"damaged or no safetensors file"),
     "weights empty": (overwritten("model.safetensors", lambda data: b""), r"damaged or no safetensors file"),

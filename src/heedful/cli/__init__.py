@@ -78,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        print("heedful: there is not enough memory for this model on this machine.", file=sys.stderr)
+        return 2
     except OSError as error:  # a folder that cannot be written, a file that cannot be read, a full disk
         print(f"heedful: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
         return 2

@@ -63,7 +63,7 @@ class ConvertQueries:
     """Write the audit or the report to this file as well."""
 
     force: bool = False
-    """Replace a model that exists at DESTINATION."""
+    """Replace a model that exists at DESTINATION, and a report."""
 
     def run(self, overrides: dict[str, Any]) -> None:
         """Audit, and convert if there is a destination."""
@@ -76,12 +76,24 @@ class ConvertQueries:
         refuse_overrides(overrides, "convert queries")
         if self.destination is not None:
             check_model_destination(self.destination, force=self.force, source=self.source)
+        if self.json is not None:
+            self._check_report(self.json)
         console = Console(highlight=False)
         source = open_source(self.source)
         if self.destination is None:
             self._audit(source, console)
         else:
             self._convert(source, self.destination, console)
+
+    def _check_report(self, file: Path) -> None:
+        """Refuse a report that would overwrite something, before any work is done."""
+        for folder in (self.source, self.destination):
+            if folder is not None and file.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{file} lies inside {folder}; write the report somewhere else.")
+        if file.is_dir():
+            raise ValueError(f"{file} is a folder; give the name of a file for the report.")
+        if file.exists() and not self.force:
+            raise ValueError(f"{file} exists; choose another name, or replace it with --force.")
 
     def _audit(self, source: Source, console: Console) -> None:
         from heedful.convert.queries import audit, audit_config_json
@@ -93,7 +105,7 @@ class ConvertQueries:
         else:
             found = audit(source.model)
             _print_audit(found, console)
-        self._write_json(found)
+        self._write_json(found, {} if source.model is not None else {"not_read": source.refusal})
 
     def _convert(self, source: Source, destination: Path, console: Console) -> None:
         import torch
@@ -125,13 +137,15 @@ class ConvertQueries:
         _print_report(report, destination, console)
         self._write_json(report)
 
-    def _write_json(self, found: QueryAudit | ConfigAudit | QueryConversionReport) -> None:
+    def _write_json(
+        self, found: QueryAudit | ConfigAudit | QueryConversionReport, more: dict[str, Any] | None = None
+    ) -> None:
         from heedful.files import write_json_atomically
         from heedful.schema import to_mapping
 
         if self.json is not None:
             saved = {} if not hasattr(found, "net_saved") else {"net_saved": found.net_saved}  # type: ignore[union-attr]
-            write_json_atomically(self.json, {**to_mapping(found), **saved})
+            write_json_atomically(self.json, {**to_mapping(found), **saved, **(more or {})})
 
 
 def _tokens(source: Source, model: DecoderLM, file: Path) -> Tensor:

@@ -19,6 +19,10 @@ COMPANIONS = (
 """Files beside the weights that a changed copy needs too, or that must go with the weights."""
 
 
+COPIES = 8
+"""How many times its weights a query elimination holds at most, found by trial: several copies in float64."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """A model with where it came from.
@@ -82,13 +86,16 @@ def open_source(folder: Path) -> Source:
     if isinstance(mapping, dict) and "model_type" in mapping:
         model, refusal = None, ""
         try:
-            from heedful.hf.importing import import_decoder
-
-            model = import_decoder(folder)
-        except ValueError as error:
-            refusal = str(error)
+            from heedful.hf.checkpoint_files import require_memory
+            from heedful.hf.importing import FAMILIES, import_decoder
         except ModuleNotFoundError as error:  # an optional dependency
             refusal = f"reading Hugging Face weights needs the package {error.name}, which is not installed"
+        else:
+            if mapping["model_type"] in FAMILIES:
+                require_memory(folder, copies=COPIES)
+                model = import_decoder(folder)
+            else:
+                refusal = f"models of type {mapping['model_type']!r} cannot be read; expected {', '.join(FAMILIES)}"
         return Source(folder=folder, model=model, refusal=refusal, hugging_face=mapping, tokenizer_folder=folder)
     from heedful.models import load_decoder
 

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import tyro
 
+COPIES = 3.5
+"""How many times the checkpoint is held at most, found by trial: the original, the native copy and the new model."""
+
 LARGEST_ERROR = 1e-3
 """Relative to the largest logit; rounding in float32 stays far below, a weight in the wrong place far above."""
 
@@ -59,11 +62,14 @@ class ConvertUpcycle:
         import torch
 
         from heedful.hf.additions import parse_additions
+        from heedful.hf.checkpoint_files import require_memory
         from heedful.hf.importing import load_source
         from heedful.hf.new_parameters import new_parameter_names
         from heedful.hf.upcycling import logits_at_random, upcycle
 
         parse_additions(self.add, self._options())  # before a large file is read
+        if self.source.is_dir():
+            require_memory(self.source, copies=COPIES)
         original = load_source(self.source)
         torch.manual_seed(self.seed)
         upcycled = upcycle(original, self.add, layers=self.layers, **self._options())

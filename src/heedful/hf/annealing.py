@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import Any, Literal
@@ -12,9 +13,9 @@ from typing import Any, Literal
 from torch import nn
 from transformers import TrainerCallback
 
-from heedful.hf.importing import assemble
 from heedful.hf.modeling import HeedfulForCausalLM
 from heedful.hf.upcycling import KEPT_FIELDS
+from heedful.models.decoder import assemble_decoder
 from heedful.nn.annealed_query import AnnealedQuery, AnnealedQueryMap
 from heedful.schema import check_choices
 
@@ -107,7 +108,8 @@ def finish_annealing(model: HeedfulForCausalLM) -> HeedfulForCausalLM:
         elif rest.startswith("target."):
             weights[f"{query}.{rest.removeprefix('target.')}"] = tensor
     finished = HeedfulForCausalLM.from_decoder(
-        assemble(config, weights).train(model.training), **{name: getattr(model.config, name) for name in KEPT_FIELDS}
+        assemble_decoder(config, weights).train(model.training),
+        **{name: getattr(model.config, name) for name in KEPT_FIELDS},
     )
-    finished.generation_config = model.generation_config
+    finished.generation_config = copy.deepcopy(model.generation_config)
     return finished

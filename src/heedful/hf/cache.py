@@ -24,6 +24,8 @@ from heedful.hf.configuration import HeedfulConfig
 from heedful.nn.config import AttentionConfig
 from heedful.nn.state import AttentionState, RoundState
 
+NO_OFFLOADING = "offloaded caches are not supported by heedful models; use a dynamic or a static cache."
+
 
 class HeedfulCacheLayer(CacheLayerMixin):
     """The memory of one layer, growing with the text.
@@ -109,7 +111,8 @@ class HeedfulCacheLayer(CacheLayerMixin):
                 f"{self.state.spare} needs; call cache.activate_past_recording() before the tokens are read."
             )
         if tokens:
-            self.state = replace(self.state, rounds=tuple(memory.without_last(tokens) for memory in self.state.rounds))
+            rounds = tuple(memory.without_last(tokens) for memory in self.state.rounds)
+            self.state = replace(self.state, rounds=rounds, spare=max(self.state.spare - tokens, 0))
         self._recorded = 0
 
     def _whole(self) -> bool:
@@ -122,11 +125,20 @@ class HeedfulCacheLayer(CacheLayerMixin):
         self.state, self._recorded = AttentionState.empty(self.config.rounds), 0
 
     def offload(self) -> None:
-        """Move the memory to the CPU."""
-        self._map(lambda tensor: tensor.to("cpu", non_blocking=True))
+        """Refuse: a call would not bring the memory back.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(NO_OFFLOADING)
 
     def prefetch(self) -> None:
-        """Do nothing: a call moves what it needs."""
+        """Refuse, as `offload`.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(NO_OFFLOADING)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take the rows of the batch in this order, for beam search."""
@@ -296,7 +308,7 @@ def adopt_cache(cache: Cache, layers: Sequence[AttentionConfig]) -> list[Heedful
     """
     own = [layer for layer in cache.layers if isinstance(layer, HeedfulCacheLayer)]
     if len(own) == len(cache.layers) == len(layers):
-        if any(layer.config is not mine and layer.config != mine for layer, mine in zip(own, layers, strict=True)):
+        if not all(_same_layer(layer.config, mine) for layer, mine in zip(own, layers, strict=True)):
             raise ValueError("this cache was filled by a model with other attention layers; start with an empty one.")
         return own
     if own or (cache.layers and int(cache.get_seq_length()) > 0):
@@ -305,7 +317,7 @@ def adopt_cache(cache: Cache, layers: Sequence[AttentionConfig]) -> list[Heedful
             f"heedful model, and this model has {len(layers)} layers; start with an empty one."
         )
     if getattr(cache, "offloading", False):
-        raise ValueError("offloaded caches are not supported by heedful models; use a dynamic or a static cache.")
+        raise ValueError(NO_OFFLOADING)
     if isinstance(cache, StaticCache):
         fresh = empty_cache(layers, _room(cache))
     elif type(cache) is DynamicCache or cache.layer_class_to_replicate is DynamicLayer:
@@ -317,6 +329,11 @@ def adopt_cache(cache: Cache, layers: Sequence[AttentionConfig]) -> list[Heedful
         )
     cache.layers, cache.layer_class_to_replicate = fresh.layers, None
     return cache.layers  # type: ignore[return-value]  # made of ours just now
+
+
+def _same_layer(one: AttentionConfig, other: AttentionConfig) -> bool:
+    """Whether two layers remember the same; the backend may change between calls."""
+    return one == other or replace(one, backend="auto") == replace(other, backend="auto")
 
 
 def _room(cache: StaticCache) -> int:

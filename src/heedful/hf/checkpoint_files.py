@@ -12,23 +12,29 @@ import torch
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-def require_memory(folder: str | Path, dtype: torch.dtype | str | None = None) -> None:
+def require_memory(folder: str | Path, dtype: torch.dtype | str | None = None, *, copies: float = 1.0) -> None:
     """Refuse a folder whose weights are larger than the memory that is available; what cannot be known passes.
 
     Args:
         folder: a checkpoint's folder with safetensors files.
         dtype: the type that the weights are read into; None or "auto" for the type that they are stored in.
+        copies: how many times the weights are held at once at most.
 
     Raises:
         ValueError: with both sizes.
     """
-    needed, available = weight_bytes(folder, dtype), available_memory()
+    needed, available = int(copies * weight_bytes(folder, dtype)), available_memory()
     if available is not None and needed > available:
         raise ValueError(
-            f"{folder}: its weights take {needed / 1e9:.1f} GB, but {available / 1e9:.1f} GB of memory are available; "
+            f"{folder}: its weights take {needed / 1e9:.1f} GB{_while(copies)}, but {available / 1e9:.1f} GB of memory "
+            f"are available; "
             f"read them into a smaller type (dtype=torch.bfloat16), or spread them over devices or the disk with "
             f"device_map and offload_folder."
         )
+
+
+def _while(copies: float) -> str:
+    return "" if copies == 1.0 else f" while they are changed ({copies:g} times their size)"
 
 
 def check_shard_index(folder: str | Path) -> None:
@@ -56,7 +62,7 @@ def weight_bytes(folder: str | Path, dtype: torch.dtype | str | None = None) -> 
 
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype  # None for "auto"
     total = 0
-    for file in sorted(Path(folder).glob("*.safetensors")):
+    for file in _weight_files(Path(folder)):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  # not a mapping
@@ -66,6 +72,17 @@ def weight_bytes(folder: str | Path, dtype: torch.dtype | str | None = None) -> 
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or no safetensors file: {error}.") from error
     return total
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that transformers reads: one, or those of the index; others may lie beside them."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return sorted(folder / name for name in names if (folder / name).is_file())
 
 
 def available_memory() -> int | None:

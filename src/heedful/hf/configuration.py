@@ -60,7 +60,8 @@ class HeedfulConfig(PreTrainedConfig):
             given.
 
     Raises:
-        ValueError: unknown fields, or values that do not fit together, with the reason.
+        ValueError: a misspelt field, a field of the native configurations, or values that do not fit together, with the
+            reason. Other unknown names are kept as attributes, as transformers does.
     """
 
     model_type = "heedful"
@@ -116,9 +117,17 @@ class HeedfulConfig(PreTrainedConfig):
         self.decoder_config()
 
     def _refuse_unknown(self, given: dict[str, Any]) -> None:
-        """A misspelt field would otherwise be kept as an attribute that nothing reads."""
+        """Refuse names that somebody meant for us; transformers keeps any other as an attribute that nothing reads."""
         own = [field.name for field in dataclasses.fields(type(self)) if not field.name.startswith("_")]
+        layer = {field.name for field in dataclasses.fields(AttentionConfig)}
+        native = {field.name for field in dataclasses.fields(DecoderConfig)}
         for name in given:
+            if name in layer:
+                raise ValueError(f"{name!r} is a field of a layer: write attention={{'preset': ..., {name!r}: ...}}.")
+            if name in native:
+                raise ValueError(
+                    f"{name!r} is a field of DecoderConfig, which has another name here; see HeedfulConfig."
+                )
             close = difflib.get_close_matches(name, own, n=1, cutoff=0.8)
             if close and name not in _ACCEPTED_BY_TRANSFORMERS:
                 raise ValueError(f"HeedfulConfig has no field {name!r}. Did you mean {close[0]!r}?")

@@ -16,11 +16,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
 from heedful.data.tokenizers import BpeTokenizer, ByteTokenizer, Tokenizer
 from heedful.files import atomic_folder, check_model_destination, write_json_atomically, write_text_atomically
 from heedful.hf.bundle import bundle_source
+from heedful.hf.importing import READING_ERRORS
 from heedful.hf.model_card import model_card
 from heedful.hf.modeling import HeedfulForCausalLM
 from heedful.hf.tokenizers import to_transformers
@@ -104,9 +103,14 @@ def import_native(folder: str | Path) -> DecoderLM:
     if not any(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} holds no *.safetensors; expected the weights of the model there.")
     try:
-        model = HeedfulForCausalLM.from_pretrained(folder, local_files_only=True)
-    except (OSError, SafetensorError, KeyError) as error:  # what transformers raises for files that do not fit
+        model, report = HeedfulForCausalLM.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except READING_ERRORS as error:  # what transformers raises for files that do not fit
         raise ValueError(f"{folder} cannot be read, a file is missing or damaged: {error}.") from error
+    wrong = sorted({*report["missing_keys"], *report["unexpected_keys"]})
+    if wrong:
+        raise ValueError(
+            f"{folder} is not the folder of a HeedfulForCausalLM: its weights do not fit, first {wrong[0]!r}."
+        )
     return model.to_decoder()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
 
-from heedful.hf.cache import HeedfulStaticCacheLayer, adopt_cache, make_cache
+from heedful.hf.cache import NO_OFFLOADING, HeedfulStaticCacheLayer, adopt_cache, make_cache
 from heedful.hf.configuration import HeedfulConfig
 
 
@@ -32,7 +32,7 @@ class HeedfulGenerationMixin(GenerationMixin):
     def _prepare_static_cache(self, cache_implementation: str, batch_size: int, max_cache_len: int, *_: Any, **__: Any):
         """`generate` asks for a static cache here; ours knows what the layers remember."""
         if "offloaded" in cache_implementation:
-            raise ValueError("offloaded caches are not supported by heedful models; use 'static' or 'dynamic'.")
+            raise ValueError(NO_OFFLOADING)
         length = max(max_cache_len, getattr(self, "_previous_max_cache_length", -1))
         self._previous_max_cache_length = length  # a longer one is used again, so that compiled steps fit
         return make_cache(self.config, length)

@@ -15,15 +15,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 from heedful.hf.architectures import ARCHITECTURES
 from heedful.hf.architectures.shared import check_rotary
 from heedful.hf.checkpoint_files import require_memory
-from heedful.models.config import DecoderConfig
-from heedful.models.decoder import DecoderLM
+from heedful.models.decoder import DecoderLM, assemble_decoder
 
 FAMILIES = (*ARCHITECTURES, "heedful")
 """What can be imported, by transformers' `model_type`."""
@@ -111,7 +109,7 @@ def load_source(folder: str | Path) -> PreTrainedModel:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that the report names them
         )
-    except _READING_ERRORS as error:
+    except READING_ERRORS as error:
         words = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{folder} cannot be read: {words[:400]}") from error
     finally:
@@ -120,7 +118,7 @@ def load_source(folder: str | Path) -> PreTrainedModel:
     return model
 
 
-_READING_ERRORS = (
+READING_ERRORS = (
     *(SafetensorError, StrictDataclassError, OSError),
     *(AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError),
 )
@@ -174,7 +172,7 @@ def _translate(model: PreTrainedModel, dropout: float | None, *, copy: bool) -> 
     if tied:
         del weights["head.weight"]
     native = dataclasses.replace(native, tie_embeddings=tied)
-    return assemble(native, {name: tensor.clone() for name, tensor in weights.items()} if copy else weights)
+    return assemble_decoder(native, {name: tensor.clone() for name, tensor in weights.items()} if copy else weights)
 
 
 def _from_heedful(model: PreTrainedModel, dropout: float | None, place: str) -> DecoderLM:
@@ -193,26 +191,4 @@ def _from_heedful(model: PreTrainedModel, dropout: float | None, place: str) -> 
         activation_dropout=None,
         attention_output_dropout=dropout,
     )
-    return assemble(config, decoder.state_dict())
-
-
-def assemble(config: DecoderConfig, weights: Mapping[str, Tensor]) -> DecoderLM:
-    """Return the decoder that holds these very tensors; no initial values are drawn.
-
-    Raises:
-        ValueError: a tensor is missing, left over, of another shape, or nowhere (on the meta device).
-    """
-    with torch.device("meta"):
-        decoder = DecoderLM(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ValueError(
-                f"the weights do not fit the configuration: {name} should have shape {expected.get(name)}, found "
-                f"{found.get(name)}."
-            )
-        if weights[name].device.type == "meta":
-            raise ValueError(f"{name} is not in memory; load the model without offloading first.")
-    decoder.load_state_dict(dict(weights), assign=True)
-    return decoder.requires_grad_(True)  # assign=True keeps the tensors' own flag
+    return assemble_decoder(config, decoder.state_dict())

@@ -1,8 +1,7 @@
 """From transformers' `attention_mask` and `position_ids` to our one mask object.
 
-Our layers count positions themselves: real tokens of a document, from 0. `position_ids` are mostly just that; where
-they start anew in a row without padding or cache, the row holds several documents, as in transformers; other positions
-are taken as they are given.
+Our layers count positions themselves: real tokens of a document, from 0. `position_ids` are mostly just that. A 0
+inside a row starts another document (without a cache); all other positions are taken as they are given.
 """
 
 from __future__ import annotations
@@ -75,10 +74,11 @@ def attention_mask_of(
         padding = None
     if position_ids is None or (not compiling and _counted(position_ids, padding, past)):
         return None if padding is None else AttentionMask(key_padding=padding)
-    if padding is None and past == 0 and not compiling:
-        starts = torch.nn.functional.pad(position_ids[:, 1:] != position_ids[:, :-1] + 1, (1, 0), value=False)
-        if bool(starts.any()):
-            return AttentionMask(document_ids=starts.long().cumsum(1), position_ids=position_ids)
+    if past == 0:
+        starts = position_ids == 0 if padding is None else (position_ids == 0) & padding
+        documents = starts.long().cumsum(1)
+        if compiling or bool((documents > 1).any()):  # a compiled graph cannot ask, and one document is none
+            return AttentionMask(document_ids=documents, key_padding=padding, position_ids=position_ids)
     given = torch.nn.functional.pad(position_ids, (past, 0))  # those of remembered tokens are not used again
     return AttentionMask(key_padding=padding, position_ids=given)
 

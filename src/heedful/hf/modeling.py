@@ -30,7 +30,7 @@ from heedful.hf.generation import HeedfulGenerationMixin
 from heedful.hf.inputs import attention_mask_of, refuse_ignored
 from heedful.hf.pretrained import HeedfulLayer, HeedfulPreTrainedModel
 from heedful.models.blocks import build_norm
-from heedful.models.decoder import DecoderLM, check_positions
+from heedful.models.decoder import DecoderLM, assemble_decoder, check_positions
 from heedful.nn.attention_maps import recorded_maps
 from heedful.ops.masks import AttentionMask
 
@@ -54,7 +54,8 @@ class HeedfulModel(HeedfulPreTrainedModel):
     def __init__(self, config: HeedfulConfig) -> None:
         super().__init__(config)
         decoder = config.decoder_config()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        # No padding_idx: padding is hidden anyway, and where it shares its id with end of text, that row must learn.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         learned = decoder.position_embedding == "learned"
         self.embed_positions = nn.Embedding(decoder.max_positions, config.hidden_size) if learned else None
         self.dropout = nn.Dropout(decoder.dropout)
@@ -171,10 +172,15 @@ class HeedfulModel(HeedfulPreTrainedModel):
             key = memories[0].keys
             if key is not None and key.shape[0] != batch:
                 raise ValueError(f"the cache holds {key.shape[0]} rows, but this call has {batch}.")
-        if isinstance(memories, list) and isinstance(memories[0], HeedfulStaticCacheLayer):
-            past = 0 if torch.compiler.is_compiling() else int(memories[0].length)
-        else:
-            past = 0 if memories is None else memories[0].get_seq_length()
+        first = None if memories is None else memories[0]
+        if isinstance(first, HeedfulStaticCacheLayer) and torch.compiler.is_compiling():
+            room = min(first.max_length, self.config.max_position_embeddings)
+            fits = first.length + tokens <= room
+            torch._assert_async(
+                fits, f"the static cache and the model have room for {room} positions; this is one more"
+            )
+            return
+        past = 0 if first is None else int(first.get_seq_length())
         check_positions(mask, past + tokens, self.config.max_position_embeddings, "max_position_embeddings")
 
 
@@ -266,21 +272,28 @@ class HeedfulForCausalLM(HeedfulPreTrainedModel, HeedfulGenerationMixin):
         weights = {_renamed(name, _TO_HERE): tensor for name, tensor in decoder.state_dict().items()}
         if config.tie_word_embeddings:
             weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-        first = next(decoder.parameters())
-        with first.device:
-            model = cast(nn.Module, cls(config))
-        model.to(dtype=first.dtype).load_state_dict(weights)
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+        model.tie_weights()
+        model.requires_grad_(True)  # assign=True keeps the tensors' own flag
         return cast(HeedfulForCausalLM, model.train(decoder.training))
 
     def to_decoder(self) -> DecoderLM:
-        """Return a native decoder with a copy of the weights; on the same device, in the same type and mode."""
-        with self.device:
-            decoder = DecoderLM(self.config.decoder_config())
-        weights = {_renamed(name, _TO_NATIVE): tensor for name, tensor in self.state_dict().items()}
+        """Return a native decoder with a copy of the weights; on the same device, in the same types and mode.
+
+        Raises:
+            ValueError: weights that are not in memory, or a head that is tied in the configuration only.
+        """
+        weights = {_renamed(name, _TO_NATIVE): tensor.detach().clone() for name, tensor in self.state_dict().items()}
         if self.config.tie_word_embeddings:
-            del weights["head.weight"]
-        decoder.to(dtype=self.dtype).load_state_dict(weights)
-        return decoder.train(self.training)
+            head = weights.pop("head.weight")
+            if not head.is_meta and not torch.equal(head, weights["token_embedding.weight"]):
+                raise ValueError(
+                    "the configuration says that the head is tied to the embedding, but they hold different weights; "
+                    "set config.tie_word_embeddings to what is meant."
+                )
+        return assemble_decoder(self.config.decoder_config(), weights, "the model").train(self.training)
 
 
 class HeedfulForSequenceClassification(GenericForSequenceClassification, HeedfulPreTrainedModel):

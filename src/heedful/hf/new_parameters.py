@@ -27,6 +27,8 @@ def new_parameter_names(model: PreTrainedModel) -> list[str]:
     """
     if not isinstance(model.config, HeedfulConfig):
         raise ValueError(f"expected a heedful model such as `upcycle` returns, got a {type(model).__name__}.")
+    if any(".base_layer." in name or ".lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError("adapters hide which parameters are new; ask before they are added.")
     plain: list[set[str]] = []
     with torch.device("meta"):
         for layer in model.config.decoder_config().layers:

@@ -51,7 +51,7 @@ class HeedfulPreTrainedModel(PreTrainedModel):
         if Path(place).is_dir():
             check_shard_index(place)
             if kwargs.get("device_map") is None:
-                require_memory(place, kwargs.get("dtype"))
+                require_memory(place, kwargs.get("dtype", kwargs.get("torch_dtype")))
         try:
             loaded: Any = super().from_pretrained(
                 pretrained_model_name_or_path,
@@ -77,7 +77,7 @@ class HeedfulPreTrainedModel(PreTrainedModel):
         cls, place: str, model: PreTrainedModel, info: dict[str, Any], accepts_other_shapes: bool
     ) -> None:
         """Refuse a checkpoint with other weights than the model; a head of another kind of model may be exchanged."""
-        written_as = model.config.architectures or []  # from the file: saving sets it
+        written_as = model.config.architectures or [cls.__name__]  # from the file: saving sets it
         heads = () if cls.__name__ in written_as else ("lm_head.", "score.")
         for kind in ("missing_keys", "unexpected_keys"):
             names = sorted(name for name in info[kind] if not name.startswith(heads))
@@ -86,6 +86,12 @@ class HeedfulPreTrainedModel(PreTrainedModel):
                     f"{place}: weights do not fit config.json: {len(names)} {kind.replace('_', ' ')}, "
                     f"first {names[0]!r}."
                 )
+        head, table = model.get_output_embeddings(), model.get_input_embeddings()
+        if head is not None and model.config.tie_word_embeddings and head.weight is not table.weight:
+            raise ValueError(
+                f"{place}: config.json ties the head to the embedding (tie_word_embeddings), but the file holds "
+                f"different weights for them; set it to false."
+            )
         if info["mismatched_keys"] and not accepts_other_shapes:
             name, found, expected = sorted(info["mismatched_keys"])[0]
             raise ValueError(

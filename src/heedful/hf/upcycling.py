@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from heedful.hf.additions import UpcyclingOptions, added_to, parse_additions
-from heedful.hf.importing import assemble, import_decoder, load_source
+from heedful.hf.importing import import_decoder, load_source
 from heedful.hf.modeling import HeedfulForCausalLM
 from heedful.models.config import DecoderConfig
-from heedful.models.decoder import DecoderLM
+from heedful.models.decoder import DecoderLM, assemble_decoder
 from heedful.models.initialisation import draw_initial_values
 from heedful.nn.attention import Attention
 from heedful.nn.norms import SpanNorm
@@ -106,7 +106,7 @@ def upcycled_decoder(decoder: DecoderLM, config: DecoderConfig) -> DecoderLM:
                 given = trained.get(prefix + _in_first_round(name))
                 copied = tensor if given is None else given.clone()
                 weights[prefix + name] = copied.to(device=like.device, dtype=like.dtype)
-    return assemble(config, weights)
+    return assemble_decoder(config, weights)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -164,14 +165,45 @@ def check_positions(mask: AttentionMask | None, used: int, room: int, name: str)
     Raises:
         ValueError: with both numbers and the field `name` that says how many there are.
     """
-    if used > room and mask is not None and mask.document_ids is not None:
+    given = mask is not None and mask.position_ids is not None and not torch.compiler.is_compiling()
+    if mask is not None and (given or (used > room and mask.document_ids is not None)):
         positions = mask.positions()
         assert positions is not None
         used = int(positions.max()) + 1
+        if int(positions.min()) < 0:
+            raise ValueError(f"positions must be at least 0, got {int(positions.min())}.")
     if used > room:
         raise ValueError(
             f"the model has {name} = {room}, got {used}; shorten the text or build the model with more positions."
         )
+
+
+def assemble_decoder(config: DecoderConfig, weights: Mapping[str, Tensor], place: str = "the weights") -> DecoderLM:
+    """Return the decoder that holds these very tensors; no initial values are drawn, no types changed.
+
+    Args:
+        config: the model.
+        weights: its state dict.
+        place: what to call the weights in errors.
+
+    Raises:
+        ValueError: a tensor is missing, left over, of another shape or no floating-point one, or nowhere (on the meta
+            device).
+    """
+    with torch.device("meta"):
+        model = DecoderLM(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(t.shape) if t.is_floating_point() else t.dtype for name, t in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"{place} does not fit its configuration: {name} should have shape {expected.get(name)}, found "
+                f"{found.get(name)}."
+            )
+        if weights[name].is_meta:
+            raise ValueError(f"{place}: {name} is not in memory; load the model without offloading first.")
+    model.load_state_dict(dict(weights), assign=True)
+    return model.requires_grad_(True)  # assign=True keeps the tensors' own flag
 
 
 def load_decoder(folder: str | Path, device: str | torch.device = "cpu") -> DecoderLM:
@@ -198,17 +230,4 @@ def load_decoder(folder: str | Path, device: str | torch.device = "cpu") -> Deco
         weights = load_file(folder / "model.safetensors", device=str(device))
     except SafetensorError as error:
         raise ValueError(f"{folder / 'model.safetensors'} is damaged or no safetensors file: {error}.") from error
-    with torch.device("meta"):
-        model = DecoderLM(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(t.shape) if t.is_floating_point() else t.dtype for name, t in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            raise ValueError(
-                f"{folder / 'model.safetensors'} does not fit its config.json: {name} should have shape "
-                f"{expected.get(name)}, found {found.get(name)}."
-            )
-    model.load_state_dict(weights, assign=True)
-    for parameter in model.parameters():  # assign=True keeps the tensors' own flag
-        parameter.requires_grad_(True)
-    return model.to(device)
+    return assemble_decoder(config, weights, str(folder / "model.safetensors")).to(device)

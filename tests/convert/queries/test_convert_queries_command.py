@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 import types
 from pathlib import Path
 
@@ -197,10 +196,31 @@ def test_a_run_of_training_is_a_source(tmp_path, monkeypatch):
 
 @pytest.fixture
 def importing(monkeypatch):
-    """Stand in for the importer of Hugging Face weights, which has its own tests."""
-    module = types.ModuleType("heedful.hf.importing")
-    monkeypatch.setitem(sys.modules, "heedful.hf.importing", module)
-    return module
+    """Return a function that sets what the importer of Hugging Face weights returns, which has its own tests."""
+    return lambda model: monkeypatch.setattr("heedful.hf.importing.import_decoder", lambda folder: model)
+
+
+def test_a_damaged_checkpoint_is_refused_and_not_audited_by_its_name(tmp_path):
+    folder = hugging_face(tmp_path / "hub", model_type="llama", hidden_size=16)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="damaged"):
+        parsed(folder).run({})
+
+
+def test_a_report_overwrites_nothing(tmp_path):
+    net(**NO_SKIPS).save(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    with pytest.raises(ValueError, match="lies inside"):
+        parsed(tmp_path / "model", tmp_path / "out", "--json", weights).run({})
+    (tmp_path / "notes.json").write_text("mine")
+    with pytest.raises(ValueError, match="exists; choose another name"):
+        parsed(tmp_path / "model", tmp_path / "out", "--json", tmp_path / "notes.json").run({})
+    with pytest.raises(ValueError, match="is a folder; give the name of a file"):
+        parsed(tmp_path / "model", tmp_path / "out", "--json", tmp_path).run({})
+    assert weights.read_bytes() == before
+    assert (tmp_path / "notes.json").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
 
 
 def hugging_face(folder, **config):
@@ -212,24 +232,22 @@ def hugging_face(folder, **config):
 
 def test_a_hugging_face_model_is_imported(tmp_path, importing):
     model = net(**NO_SKIPS)
-    importing.import_decoder = lambda folder: model
+    importing(model)
     parsed(hugging_face(tmp_path / "hub", model_type="llama"), tmp_path / "out").run({})
     assert error(load_decoder(tmp_path / "out"), model) < 1e-11
     assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
 
 
-def test_an_unsupported_hugging_face_model_still_gets_its_reasons(tmp_path, importing, capsys):
-    def refuse(folder):
-        raise ValueError("gemma2 is not among the architectures that can be read.")
-
-    importing.import_decoder = refuse
+def test_an_unsupported_hugging_face_model_still_gets_its_reasons(tmp_path, capsys):
     folder = hugging_face(tmp_path / "hub", model_type="gemma2", tie_word_embeddings=True)
     parsed(folder, "--json", tmp_path / "audit.json").run({})
     out = capsys.readouterr().out
     assert "sandwich norm" in out
-    assert "gemma2 is not among" in out
-    assert json.loads((tmp_path / "audit.json").read_text())["verdict"] == "approximate"
-    with pytest.raises(ValueError, match=r"cannot be converted: gemma2 .* not exact, refused: sandwich norm"):
+    assert "models of type 'gemma2' cannot be read" in out
+    written = json.loads((tmp_path / "audit.json").read_text())
+    assert written["verdict"] == "approximate"
+    assert "models of type 'gemma2' cannot be read" in written["not_read"]
+    with pytest.raises(ValueError, match=r"cannot be converted: models of type .* not exact, refused: sandwich norm"):
         parsed(folder, tmp_path / "out").run({})
     assert not (tmp_path / "out").exists()
 
