@@ -54,8 +54,9 @@ class HeedfulConfig(PreTrainedConfig):
         attention_bias: biases of query, key, value and output projections; `output_bias` in the section changes the
             last.
         hidden_dropout: as `dropout` of `DecoderConfig`.
-        activation_dropout, attention_output_dropout, attention_skip, feed_forward_skip, share_layers, head_bias,
-            scale_residual_init: as in `DecoderConfig`.
+        activation_dropout, attention_output_dropout: as in `DecoderConfig`.
+        attention_skip, feed_forward_skip, share_layers: as in `DecoderConfig`.
+        head_bias, scale_residual_init: as in `DecoderConfig`.
         layer_types: "full_attention" or "sliding_attention" per layer; None for `sliding_window` in all layers if it is
             given.
 

@@ -224,8 +224,8 @@ class HeedfulForCausalLM(HeedfulPreTrainedModel, HeedfulGenerationMixin):
         """Return the logits of the next token, (B, T or fewer, vocab_size), and the loss if there are labels.
 
         Args:
-            input_ids, attention_mask, position_ids, past_key_values, cache, inputs_embeds, use_cache,
-                output_attentions, output_hidden_states: as in `HeedfulModel`.
+            input_ids, attention_mask, position_ids, inputs_embeds: as in `HeedfulModel`.
+            past_key_values, cache, use_cache, output_attentions, output_hidden_states: as in `HeedfulModel`.
             labels: (B, T) token ids, -100 where nothing counts; the loss is the mean cross-entropy of the next token
                 in nats, or the sum divided by `num_items_in_batch` if that is given.
             logits_to_keep: compute only the last so many positions, or those at these indices; 0 for all.
