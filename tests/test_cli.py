@@ -196,3 +196,20 @@ def test_python_dash_m_is_the_same_and_a_closed_pipe_is_quiet(tmp_path):
     assert done.returncode == 0
     assert "heedful" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")]
+)
+def test_too_little_memory_is_one_sentence(monkeypatch, capsys, error):
+    def run(self, overrides):
+        raise error
+
+    monkeypatch.setattr("heedful.cli.info.Info.run", run)
+    assert main(["info"]) == 2
+    assert capsys.readouterr().err == "heedful: there is not enough memory for this model on this machine.\n"
+    monkeypatch.setattr(
+        "heedful.cli.info.Info.run", lambda self, overrides: (_ for _ in ()).throw(RuntimeError("a bug"))
+    )
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["info"])

@@ -88,9 +88,7 @@ def test_no_module_that_computes_names_another_package_at_its_top():
             assert imported.partition(".")[0] in allowed | names, f"{source} imports {imported}"
 
 
-ORDER = (
-    *("schema", "files", "ops", "nn", "models", "explain", "convert", "data", "tasks", "train", "study", "hf", "cli"),
-)
+ORDER = ("schema", "files", "ops", "nn", "models", "explain", "convert", "data", "tasks", "train", "study", "hf", "cli")
 
 
 @pytest.mark.parametrize("lower", ["ops", "nn", "models", "convert", "data", "tasks", "train", "study", "hf"])

@@ -7,6 +7,7 @@ from tiny_hf import model_of as single_precision_model_of
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, QuantizedCache, StaticCache
 
 from heedful.hf import make_cache
+from tolerance import assert_close
 
 
 def model_of(*arguments, **fields):
@@ -29,9 +30,9 @@ def test_tokens_that_were_recorded_can_be_taken_back(name):
     read(model, other[:, :3], cache)
     read(model, other[:, 3:5], cache)
     cache.crop(-5)
-    torch.testing.assert_close(read(model, tokens[:, 8:10], cache), expected[:, 8:10], rtol=1e-9, atol=1e-9)
+    assert_close(read(model, tokens[:, 8:10], cache), expected[:, 8:10])
     cache.crop(-1)
-    torch.testing.assert_close(read(model, tokens[:, 9:], cache), expected[:, 9:], rtol=1e-9, atol=1e-9)
+    assert_close(read(model, tokens[:, 9:], cache), expected[:, 9:])
     cache.crop(0)
     assert int(cache.get_seq_length()) == 12
 
@@ -54,7 +55,7 @@ def test_without_recording_a_convolution_refuses_and_everything_else_takes_back(
     expected, cache = read(model, tokens, None), make_cache(model.config)
     read(model, tokens, cache)
     cache.crop(-7)
-    torch.testing.assert_close(read(model, tokens[:, 5:], cache), expected[:, 5:], rtol=1e-9, atol=1e-9)
+    assert_close(read(model, tokens[:, 5:], cache), expected[:, 5:])
 
 
 def test_wrong_numbers_of_tokens_are_refused():
@@ -73,7 +74,7 @@ def test_a_cache_can_be_used_again_after_a_reset(max_length):
     first = read(model, tokens, cache)
     cache.reset()
     assert int(cache.get_seq_length()) == 0
-    torch.testing.assert_close(read(model, tokens, cache), first)
+    assert_close(read(model, tokens, cache), first)
 
 
 @pytest.mark.parametrize("max_length", [None, 16])
@@ -85,7 +86,7 @@ def test_rows_can_be_repeated_and_chosen(max_length):
     cache.batch_repeat_interleave(3)
     cache.batch_select_indices(torch.tensor([4, 0]))
     found = read(model, tokens[:, 7:].flip(0), cache)
-    torch.testing.assert_close(found, expected[:, 7:].flip(0), rtol=1e-9, atol=1e-9)
+    assert_close(found, expected[:, 7:].flip(0))
 
 
 def test_a_cache_of_another_model_is_refused():
@@ -124,7 +125,7 @@ def test_caches_that_cannot_hold_what_layers_remember_are_refused():
 
 def test_more_positions_than_there_is_room_for_are_refused():
     model, tokens = model_of(), tokens_of()
-    with pytest.raises(ValueError, match="has room for 8 positions, got 11"):
+    with pytest.raises(ValueError, match="has room for 8 positions; it holds 0 and got 11 more"):
         read(model, tokens, make_cache(model.config, 8))
     cache = make_cache(model.config, 12)
     read(model, tokens, cache)
@@ -152,7 +153,7 @@ def test_the_backend_may_change_in_the_middle_of_a_text():
     expected, cache = read(model, tokens, None), make_cache(model.config)
     read(model, tokens[:, :5], cache)
     model.set_attn_implementation("blockwise")
-    torch.testing.assert_close(read(model, tokens[:, 5:], cache), expected[:, 5:], rtol=1e-9, atol=1e-9)
+    assert_close(read(model, tokens[:, 5:], cache), expected[:, 5:])
     with pytest.raises(ValueError, match="offloaded caches are not supported"):
         cache.layers[0].offload()
 

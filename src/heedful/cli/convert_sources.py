@@ -83,22 +83,22 @@ def open_source(folder: Path) -> Source:
         mapping = json.loads(config_file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{config_file} is not valid JSON: {error}.") from error
+    from heedful.models import load_decoder
+    from heedful.models.weight_files import require_memory
+
+    require_memory(folder, copies=COPIES)
     if isinstance(mapping, dict) and "model_type" in mapping:
         model, refusal = None, ""
         try:
-            from heedful.hf.checkpoint_files import require_memory
             from heedful.hf.importing import FAMILIES, import_decoder
         except ModuleNotFoundError as error:  # an optional dependency
             refusal = f"reading Hugging Face weights needs the package {error.name}, which is not installed"
         else:
             if mapping["model_type"] in FAMILIES:
-                require_memory(folder, copies=COPIES)
                 model = import_decoder(folder)
             else:
                 refusal = f"models of type {mapping['model_type']!r} cannot be read; expected {', '.join(FAMILIES)}"
         return Source(folder=folder, model=model, refusal=refusal, hugging_face=mapping, tokenizer_folder=folder)
-    from heedful.models import load_decoder
-
     return Source(folder=folder, model=load_decoder(folder), tokenizer_folder=folder)
 
 

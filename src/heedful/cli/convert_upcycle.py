@@ -62,10 +62,10 @@ class ConvertUpcycle:
         import torch
 
         from heedful.hf.additions import parse_additions
-        from heedful.hf.checkpoint_files import require_memory
         from heedful.hf.importing import load_source
         from heedful.hf.new_parameters import new_parameter_names
         from heedful.hf.upcycling import logits_at_random, upcycle
+        from heedful.models.weight_files import require_memory
 
         parse_additions(self.add, self._options())  # before a large file is read
         if self.source.is_dir():

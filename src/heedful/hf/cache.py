@@ -189,10 +189,6 @@ class HeedfulStaticCacheLayer(HeedfulCacheLayer):
     def begin(self, tokens: int) -> AttentionState:
         """Return the state for a call on so many new tokens: all but the oldest `tokens` places."""
         if not self.is_initialized:
-            if tokens > self.max_length:
-                raise ValueError(
-                    f"the static cache has room for {self.max_length} positions, got {tokens}; make it larger."
-                )
             return self.state
         rounds = tuple(
             RoundState(key=r.key[:, :, tokens:], value=r.value[:, :, tokens:], memory=self._older(r.memory, tokens))

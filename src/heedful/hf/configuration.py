@@ -272,8 +272,3 @@ def backend_of(attn_implementation: str | None) -> str:
             f"{did_you_mean(name, ATTENTION_IMPLEMENTATIONS)}"
         )
     return "reference" if name == "eager" else name
-
-
-def layer_configs(config: HeedfulConfig) -> tuple[AttentionConfig, ...]:
-    """Return the attention configuration of each layer, with its index set."""
-    return config.decoder_config().layers

@@ -20,8 +20,8 @@ from transformers.utils import logging
 
 from heedful.hf.architectures import ARCHITECTURES
 from heedful.hf.architectures.shared import check_rotary
-from heedful.hf.checkpoint_files import require_memory
 from heedful.models.decoder import DecoderLM, assemble_decoder
+from heedful.models.weight_files import require_memory
 
 FAMILIES = (*ARCHITECTURES, "heedful")
 """What can be imported, by transformers' `model_type`."""

@@ -68,12 +68,12 @@ def attention_mask_of(
         raise ValueError(
             f"attention_mask must cover {past} remembered and {tokens} new tokens, got {padding.shape[1]} positions."
         )
-    # Looking at values is only possible outside a compiled graph.
+    # Looking at values is only possible outside a compiled graph, and each look waits for the device: mostly it is one.
     compiling = torch.compiler.is_compiling()
-    if padding is not None and not compiling and bool(padding.all()):
-        padding = None
-    if position_ids is None or (not compiling and _counted(position_ids, padding, past)):
-        return None if padding is None else AttentionMask(key_padding=padding)
+    if not compiling and _plain(padding, position_ids, past):
+        return None
+    if position_ids is None or (not compiling and padding is not None and _counted(position_ids, padding, past)):
+        return AttentionMask(key_padding=padding)
     if past == 0:
         starts = position_ids == 0 if padding is None else (position_ids == 0) & padding
         documents = starts.long().cumsum(1)
@@ -103,11 +103,6 @@ def _static_mask(
     device: torch.device,
 ) -> AttentionMask:
     """Return the mask of a call with a filled static cache: unused places count as padding."""
-    if not torch.compiler.is_compiling() and int(layer.length) + tokens > layer.max_length:
-        raise ValueError(
-            f"the static cache has room for {layer.max_length} positions; it holds {int(layer.length)} and got "
-            f"{tokens} more. Make it larger."
-        )
     real = layer.real_positions(tokens, device)
     if padding is not None:
         if padding.shape[1] > layer.max_length:
@@ -121,11 +116,17 @@ def _static_mask(
     return AttentionMask(key_padding=real, position_ids=position_ids)
 
 
-def _counted(position_ids: Tensor, padding: Tensor | None, past: int) -> bool:
+def _plain(padding: Tensor | None, position_ids: Tensor | None, past: int) -> bool:
+    """Whether all tokens are real and their positions 0, 1, 2, ..."""
+    found = [] if padding is None else [padding.all()]
+    if position_ids is not None:
+        expected = torch.arange(past, past + position_ids.shape[1], device=position_ids.device)
+        found.append((position_ids == expected).all())
+    return not found or bool(torch.stack([one.to(found[0].device) for one in found]).all())
+
+
+def _counted(position_ids: Tensor, padding: Tensor, past: int) -> bool:
     """Whether the positions of the real tokens are what the layers count anyway."""
-    tokens = position_ids.shape[1]
-    if padding is None:
-        return bool((position_ids == torch.arange(past, past + tokens, device=position_ids.device)).all())
     counted = AttentionMask(key_padding=padding).positions()
     assert counted is not None
     return bool(((position_ids == counted[:, past:]) | ~padding[:, past:]).all())

@@ -177,10 +177,15 @@ class HeedfulModel(HeedfulPreTrainedModel):
             room = min(first.max_length, self.config.max_position_embeddings)
             fits = first.length + tokens <= room
             torch._assert_async(
-                fits, f"the static cache and the model have room for {room} positions; this is one more"
+                fits, f"the static cache and the model have room for {room} positions; this call needs more"
             )
             return
         past = 0 if first is None else int(first.get_seq_length())
+        if isinstance(first, HeedfulStaticCacheLayer) and past + tokens > first.max_length:
+            raise ValueError(
+                f"the static cache has room for {first.max_length} positions; it holds {past} and got {tokens} more. "
+                f"Make it larger."
+            )
         check_positions(mask, past + tokens, self.config.max_position_embeddings, "max_position_embeddings")
 
 

@@ -10,10 +10,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from heedful.hf.checkpoint_files import check_shard_index, require_memory
-from heedful.hf.configuration import ATTENTION_IMPLEMENTATIONS, HeedfulConfig, backend_of
+from heedful.hf.configuration import HeedfulConfig, backend_of
 from heedful.models.blocks import Block
 from heedful.models.initialisation import draw_initial_values
+from heedful.models.weight_files import check_shard_index, require_memory
 from heedful.nn.attention import Attention
 
 
@@ -107,12 +107,6 @@ class HeedfulPreTrainedModel(PreTrainedModel):
         """
         backend_of(requested_attention)
         return "auto" if requested_attention is None else requested_attention
-
-    def _flash_attn_can_dispatch(self, *args: Any, **kwargs: Any) -> bool:
-        raise ValueError(
-            f"flash attention is no backend of heedful; attn_implementation must be one of "
-            f"{', '.join(ATTENTION_IMPLEMENTATIONS)} (sdpa takes torch's own flash kernel where it can)."
-        )
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

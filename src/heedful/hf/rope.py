@@ -114,5 +114,5 @@ def _refuse_other_yarn(given: dict[str, Any], scaling: YarnScaling, place: str) 
     for name in ("mscale", "mscale_all_dim"):
         if given.pop(name, None) not in (None, 0, 0.0):
             raise ValueError(f"{place}: {name} is not supported; leave it out.")
-    if given.pop("truncate", None) not in (None, True):
+    if given.pop("truncate", True) is not True:
         raise ValueError(f"{place}: truncate must be true: the bounds of the ramp are rounded.")

@@ -23,6 +23,7 @@ from heedful.models.blocks import Block, build_norm
 from heedful.models.config import DecoderConfig
 from heedful.models.generation import generate
 from heedful.models.initialisation import draw_initial_values
+from heedful.models.weight_files import require_memory
 from heedful.nn.state import AttentionState
 from heedful.ops.masks import AttentionMask
 from heedful.schema import from_mapping, to_mapping
@@ -226,6 +227,7 @@ def load_decoder(folder: str | Path, device: str | torch.device = "cpu") -> Deco
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} is not valid JSON: {error}.") from error
     config = from_mapping(DecoderConfig, mapping, str(folder / "config.json"))
+    require_memory(folder)
     try:
         weights = load_file(folder / "model.safetensors", device=str(device))
     except SafetensorError as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from heedful.convert.queries.architecture import why_reads_are_not_linear
 from heedful.models import DecoderConfig, DecoderLM
+from heedful.models.decoder import assemble_decoder
 from heedful.nn import AttentionConfig, IdentityQuery, LinearQuery, PartialIdentityQuery
 
 
@@ -161,13 +162,9 @@ class DecoderWeights:
         for index, layer in enumerate(self.layers):
             _put_layer(state, f"blocks.{index}.", layer)
         with torch.device("meta"):
-            model = DecoderLM(config).to(torch.float64)
+            names = list(DecoderLM(config).state_dict())
         # Maps carry a bias always; the model has only those that its configuration names.
-        wanted = {name: state[name].clone().contiguous() for name in model.state_dict()}
-        model.load_state_dict(wanted, assign=True)
-        for parameter in model.parameters():  # assign=True keeps the tensors' own flag
-            parameter.requires_grad_(True)
-        return model.eval()
+        return assemble_decoder(config, {name: state[name].clone().contiguous() for name in names}).eval()
 
     def _attention_config(self, layer: LayerWeights) -> AttentionConfig:
         config = layer.config

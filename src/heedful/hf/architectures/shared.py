@@ -16,7 +16,7 @@ from torch import Tensor
 
 from heedful.hf.rope import rotary_of
 from heedful.models.config import DecoderConfig
-from heedful.nn.rotary import Rotary
+from heedful.nn.rotary import Rotary, base_frequencies
 
 WITHOUT_EFFECT = frozenset(
     {
@@ -109,8 +109,6 @@ def llama_rotary(config: Any) -> Rotary:
         ValueError: forms that the native model does not have, with the reason.
     """
     parameters = config.rope_parameters
-    if parameters is not None and parameters.get("truncate", True) is not True:
-        raise ValueError("rope_parameters: truncate must be true or absent: the bounds of the ramp are rounded.")
     theta = getattr(config, "rope_theta", None)
     if theta is not None and theta != (parameters or {}).get("rope_theta", theta):
         raise ValueError(f"rope_theta = {theta!r} and rope_parameters = {parameters!r} contradict each other.")
@@ -233,8 +231,6 @@ def check_rotary(model: torch.nn.Module, rotary: Rotary, head_dim: int) -> None:
     frequencies = getattr(theirs, "inv_freq", None)
     if not isinstance(frequencies, Tensor) or frequencies.device.type == "meta":
         return
-    from heedful.nn.rotary import base_frequencies
-
     scaling = rotary.scaling
     ours = base_frequencies(rotary.theta, head_dim) if scaling is None else scaling.frequencies(rotary.theta, head_dim)
     amplitude = 1.0 if scaling is None else scaling.amplitude

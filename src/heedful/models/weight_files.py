@@ -27,9 +27,8 @@ def require_memory(folder: str | Path, dtype: torch.dtype | str | None = None, *
     if available is not None and needed > available:
         raise ValueError(
             f"{folder}: its weights take {needed / 1e9:.1f} GB{_while(copies)}, but {available / 1e9:.1f} GB of memory "
-            f"are available; "
-            f"read them into a smaller type (dtype=torch.bfloat16), or spread them over devices or the disk with "
-            f"device_map and offload_folder."
+            f"are available; read them into a smaller type (dtype=torch.bfloat16), or spread them over devices or the "
+            f"disk with device_map and offload_folder."
         )
 
 

@@ -5,7 +5,7 @@ import torch
 from tiny_hf import model_of
 from transformers import AutoModelForCausalLM
 
-from heedful.hf import checkpoint_files as memory
+from heedful.models import weight_files as memory
 
 
 @pytest.fixture
