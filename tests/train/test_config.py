@@ -50,7 +50,7 @@ def test_a_wrong_optimizer_is_refused_with_the_reason(fields: dict[str, Any], me
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "step"}, "kind must be one of 'cosine', 'linear', 'constant', got 'step'"),
+        ({"kind": "step"}, "kind must be one of 'cosine', 'linear', 'constant', 'wsd', got 'step'"),
         ({"warmup_steps": -1}, "warmup_steps must be 0 or more"),
         ({"final_ratio": 1.5}, "final_ratio must be between 0 and 1"),
     ],

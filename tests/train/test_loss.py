@@ -5,7 +5,9 @@ import torch
 from tiny_run import CONTEXT, VOCABULARY, CopyData, tiny_model
 
 from heedful.data.batches import IGNORED, Batch
-from heedful.train.loss import cross_entropy, forward_backward
+from heedful.train.config import LossConfig
+from heedful.train.gradients import forward_backward
+from heedful.train.loss import TrainingLoss, cross_entropy
 
 CPU = torch.device("cpu")
 
@@ -23,7 +25,9 @@ def uneven_batch(rows: int = 6, *, documents: bool = False) -> Batch:
 
 def loss_and_gradients(batch: Batch, accumulation: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     model = tiny_model("boosted+multi-token", dropout=0.0).double()
-    loss = forward_backward(model, batch, accumulation=accumulation, device=CPU, precision="float32")
+    loss = forward_backward(
+        TrainingLoss(model, LossConfig()), batch, accumulation=accumulation, device=CPU, precision="float32"
+    )
     return loss, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 

@@ -8,7 +8,9 @@ import torch
 from tiny_run import CopyData, run, tiny_model
 
 from heedful.train import OptimizerConfig, peak_tensor_bytes
-from heedful.train.loss import forward_backward
+from heedful.train.config import LossConfig
+from heedful.train.gradients import forward_backward
+from heedful.train.loss import TrainingLoss
 from heedful.train.optimisation import make_optimizer
 
 MEGABYTE = 2**20
@@ -59,8 +61,8 @@ def test_a_larger_model_needs_more_and_the_figure_is_the_same_every_time() -> No
         optimizer = make_optimizer(model, OptimizerConfig())
 
         def step() -> None:
-            batch = CopyData().batch(0)
-            forward_backward(model, batch, accumulation=1, device=torch.device("cpu"), precision="float32")
+            batch, loss = CopyData().batch(0), TrainingLoss(model, LossConfig())
+            forward_backward(loss, batch, accumulation=1, device=torch.device("cpu"), precision="float32")
             optimizer.step()
             optimizer.zero_grad()
 

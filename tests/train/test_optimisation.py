@@ -11,7 +11,9 @@ from tiny_run import CopyData, tiny_model
 from torch import nn
 
 from heedful.train import OptimizerConfig, ScheduleConfig, learning_rate
-from heedful.train.loss import forward_backward
+from heedful.train.config import LossConfig
+from heedful.train.gradients import forward_backward
+from heedful.train.loss import TrainingLoss
 from heedful.train.optimisation import (
     clip_gradients,
     load_optimizer_tensors,
@@ -148,8 +150,8 @@ def test_optimizer_state_goes_through_its_tensors_exactly() -> None:
 
     def step(index: int, number: int) -> None:
         torch.manual_seed(number)
-        batch = CopyData().batch(number)
-        forward_backward(models[index], batch, accumulation=1, device=CPU, precision="float32")
+        batch, loss = CopyData().batch(number), TrainingLoss(models[index], LossConfig())
+        forward_backward(loss, batch, accumulation=1, device=CPU, precision="float32")
         optimizers[index].step()
         optimizers[index].zero_grad()
 

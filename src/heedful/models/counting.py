@@ -52,6 +52,15 @@ def multiply_adds_per_token(config: DecoderConfig, context_length: int) -> int:
     return layers + config.vocab_size * width
 
 
+def training_flops_per_token(config: DecoderConfig, context_length: int) -> int:
+    """Return the floating-point operations of one token's forward and backward pass.
+
+    A multiply-add is two operations, and the backward pass of a product is two products, so 6 times
+    `multiply_adds_per_token`. What is computed again in the backward pass is not counted, as usual for model FLOPs.
+    """
+    return 6 * multiply_adds_per_token(config, context_length)
+
+
 def attention_multiply_adds(config: AttentionConfig, context_length: int) -> int:
     """Return the multiply-adds per token of one attention layer, projections included."""
     heads, sizes, width = config.heads, config.sizes, config.hidden_size

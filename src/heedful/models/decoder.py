@@ -110,6 +110,26 @@ class DecoderLM(nn.Module):
         Raises:
             ValueError: more positions than max_positions, or a mask for another length or batch.
         """
+        hidden, state = self._final_hidden(tokens, mask, state)
+        weight, bias = self.head_parameters()
+        return nn.functional.linear(hidden, weight, bias), state
+
+    def hidden_states(
+        self, tokens: Int[Tensor, "b t"], mask: AttentionMask | None = None
+    ) -> Float[Tensor, "b t hidden"]:
+        """Return the hidden states after the final norm, (B, T, hidden_size); arguments and errors as of `forward`.
+
+        With `head_parameters` they give the logits of some positions at a time, where all would be too many.
+        """
+        return self._final_hidden(tokens, mask, None)[0]
+
+    def head_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """Return the head's weight (vocab_size, hidden_size) and bias (vocab_size,) or None: logits = h W^T + b."""
+        return (self.token_embedding if self.head is None else self.head).weight, self.head_bias
+
+    def _final_hidden(
+        self, tokens: Tensor, mask: AttentionMask | None, state: DecoderState | None
+    ) -> tuple[Tensor, DecoderState | None]:
         if tokens.dim() != 2:
             raise ValueError(f"tokens must have shape (batch, sequence), got {tuple(tokens.shape)}.")
         past = 0 if state is None else state.length
@@ -131,9 +151,7 @@ class DecoderLM(nn.Module):
             hidden, layer_state = block(hidden, mask, None if state is None else state.layers[index])
             states.append(layer_state)
         hidden = self.final_norm(hidden)
-        weight = self.token_embedding.weight if self.head is None else self.head.weight
-        logits = nn.functional.linear(hidden, weight, self.head_bias)
-        return logits, None if state is None else DecoderState(layers=tuple(states))
+        return hidden, None if state is None else DecoderState(layers=tuple(states))
 
     def generate(self, tokens: Int[Tensor, "b t"], max_new_tokens: int, **options: Any) -> Int[Tensor, "b longer"]:
         """Continue each row; see `heedful.models.generation.generate`."""
@@ -149,13 +167,19 @@ class DecoderLM(nn.Module):
                 names.update(f"{prefix}.{name}" for name in module.parameters_without_decay())
         return names
 
-    def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, each atomically."""
+    def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write `config.json` and `model.safetensors` into `folder`, each atomically.
+
+        Args:
+            folder: where; it is made if it does not exist.
+            weights: what to write instead of the model's own state dict, such as averaged or gathered weights.
+        """
         from safetensors.torch import save
 
         from heedful.files import write_bytes_atomically
 
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        weights = self.state_dict() if weights is None else weights
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         write_bytes_atomically(Path(folder) / "model.safetensors", save(weights))
         write_json_atomically(Path(folder) / "config.json", to_mapping(self.config))
 

@@ -1,6 +1,6 @@
 """What a training run is: its length, its batches, its optimiser and its schedule, checked before anything starts.
 
-Three frozen dataclasses, the single schema for recipes, command lines and checkpoints. Every wrong value is refused on
+Frozen dataclasses, the single schema for recipes, command lines and checkpoints. Every wrong value is refused on
 construction, so a run never fails after an hour because of a number that was wrong from the beginning.
 """
 
@@ -8,69 +8,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal
+
+from heedful.train.checking import require, require_one_of
+from heedful.train.optimizer_config import OptimizerConfig, ScheduleConfig
+from heedful.train.parallel_config import ParallelConfig
 
 Precision = Literal["float32", "bfloat16"]
-DecayRule = Literal["matrices", "all"]
-ScheduleKind = Literal["cosine", "linear", "constant"]
 KeepRule = Literal["best and last", "all"]
+Tracker = Literal["tensorboard", "trackio", "wandb"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW with decoupled weight decay.
+class LossConfig:
+    """Cross-entropy over the scored tokens, with an optional penalty on the size of the logits.
 
     Attributes:
-        learning_rate: the peak of the schedule.
-        betas: decay rates of the running mean and mean square of the gradient, each in [0, 1).
-        eps: added to the denominator.
-        weight_decay: the coefficient; the schedule scales it together with the learning rate.
-        decay: "matrices" decays every parameter of two or more dimensions except those the model names in
-            `parameters_without_decay()`; "all" decays everything, as the published boosted runs do.
-        gradient_clip: largest global gradient norm; 0 switches clipping off (the norm is still measured).
+        z_loss: coefficient of the mean of logsumexp(logits)^2, 0 or more; it is trained on and not reported.
+        chunk_tokens: tokens whose logits exist at one time in training; None takes as many as make 2^26 logits. It
+            changes memory, not the result beyond rounding.
     """
 
-    learning_rate: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    decay: DecayRule = "matrices"
-    gradient_clip: float = 1.0
+    z_loss: float = 0.0
+    chunk_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        _require(
-            self.learning_rate > 0 and math.isfinite(self.learning_rate), "learning_rate", "above 0", self.learning_rate
-        )
-        _require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            "betas",
-            "two numbers in [0, 1)",
-            self.betas,
-        )
-        _require(self.eps > 0, "eps", "above 0", self.eps)
-        _require(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
-        _require_one_of(DecayRule, "decay", self.decay)
-        _require(self.gradient_clip >= 0, "gradient_clip", "0 (no clipping) or more", self.gradient_clip)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """Linear warm-up to the peak learning rate, then a decay to `final_ratio` of it.
-
-    Attributes:
-        kind: how the rate falls after the warm-up; "constant" stays at the peak and ignores `final_ratio`.
-        warmup_steps: steps before the peak is reached; 0 starts at the peak.
-        final_ratio: learning rate at the end of the run as a fraction of the peak, in [0, 1].
-    """
-
-    kind: ScheduleKind = "cosine"
-    warmup_steps: int = 100
-    final_ratio: float = 0.1
-
-    def __post_init__(self) -> None:
-        _require_one_of(ScheduleKind, "kind", self.kind)
-        _require(self.warmup_steps >= 0, "warmup_steps", "0 or more", self.warmup_steps)
-        _require(0 <= self.final_ratio <= 1, "final_ratio", "between 0 and 1", self.final_ratio)
+        require(self.z_loss >= 0 and math.isfinite(self.z_loss), "z_loss", "0 or more", self.z_loss)
+        require(self.chunk_tokens is None or self.chunk_tokens >= 1, "chunk_tokens", "1 or more", self.chunk_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +43,27 @@ class TrainConfig:
 
     Attributes:
         steps: optimiser steps.
-        batch_size: sequences per step, over all micro-batches.
+        batch_size: sequences per step, over all processes and micro-batches.
         context_length: tokens per sequence, at most.
-        accumulation: micro-batches a batch is split into; it changes memory, not the result (up to rounding).
+        accumulation: micro-batches that the rows of each process are split into; it changes memory, not the result (up
+            to rounding).
         seed: seeds the dropout of the run; the batches have a seed of their own.
         device: "auto" (CUDA when there is one, else the CPU), "cpu", "cuda" or "cuda:1".
         precision: "float32", or "bfloat16": float32 weights, the forward pass under bfloat16 autocast.
         optimizer: the optimiser.
         schedule: the learning rate over the steps.
+        loss: the loss.
+        parallel: how the run is spread over processes.
         evaluate_every: steps between evaluations; the last step is always evaluated.
         checkpoint_every: steps between checkpoints; there is one at every new best, at the end and on interruption too.
         log_every: steps between lines in metrics.jsonl; a line holds the mean over the steps since the one before.
-        keep: which checkpoints stay on disk.
-        compile: run the training forward and backward passes through `torch.compile`.
+        probe_every: steps between looks into the model (sizes of attention logits, gates, kernels, nonlinear terms),
+            written to metrics.jsonl under "probe/"; 0 is never.
+        keep: which checkpoints stay on disk: the best one and the last ones, or all.
+        keep_last: how many of the last ones, 1 or more.
+        asynchronous_checkpoints: write checkpoints in the background while training goes on.
+        trackers: where metrics go besides metrics.jsonl; None is TensorBoard where it is installed.
+        compile: compile each block of the model with `torch.compile`.
     """
 
     steps: int
@@ -103,26 +75,28 @@ class TrainConfig:
     precision: Precision = "float32"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluate_every: int = 200
     checkpoint_every: int = 500
     log_every: int = 10
+    probe_every: int = 0
     keep: KeepRule = "best and last"
+    keep_last: int = 1
+    asynchronous_checkpoints: bool = False
+    trackers: tuple[Tracker, ...] | None = None
     compile: bool = False
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "context_length",
-            "accumulation",
-            "evaluate_every",
-            "checkpoint_every",
-            "log_every",
-        ):
-            _require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
-        _require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
-        _require_one_of(Precision, "precision", self.precision)
-        _require_one_of(KeepRule, "keep", self.keep)
+        counts = ("steps", "batch_size", "context_length", "accumulation", "evaluate_every", "checkpoint_every")
+        for name in (*counts, "log_every", "keep_last"):
+            require(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        require(self.probe_every >= 0, "probe_every", "0 (never) or more", self.probe_every)
+        require(0 <= self.seed < 2**63, "seed", "between 0 and 2**63 - 1", self.seed)
+        require_one_of(Precision, "precision", self.precision)
+        require_one_of(KeepRule, "keep", self.keep)
+        for tracker in self.trackers or ():
+            require_one_of(Tracker, "trackers", tracker)
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"accumulation must divide batch_size, got {self.accumulation} and {self.batch_size}; "
@@ -133,14 +107,3 @@ class TrainConfig:
                 f"schedule.warmup_steps must be smaller than steps, got {self.schedule.warmup_steps} and {self.steps}; "
                 f"a tenth of the steps ({self.steps // 10}) is a usual choice."
             )
-
-
-def _require(holds: bool, name: str, expected: str, value: Any) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {expected}, got {value}.")
-
-
-def _require_one_of(literal: Any, name: str, value: Any) -> None:
-    choices = get_args(literal)
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")

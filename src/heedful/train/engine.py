@@ -24,8 +24,9 @@ from heedful.train.checkpoint import load_checkpoint, save_checkpoint
 from heedful.train.device import computing_on, forked_random_state, require_precision, resolve_device
 from heedful.train.evaluation import evaluating
 from heedful.train.fitting import require_trainable
+from heedful.train.gradients import forward_backward
 from heedful.train.interruption import StopRequest
-from heedful.train.loss import forward_backward
+from heedful.train.loss import TrainingLoss
 from heedful.train.memory import can_measure, peak_tensor_bytes
 from heedful.train.metrics import MetricsWriter
 from heedful.train.optimisation import clip_gradients, learning_rate, make_optimizer
@@ -105,7 +106,7 @@ class _Run:
     ) -> None:
         self.model, self.data, self.config, self.folder, self.device = model, data, config, folder, device
         self.description, self.evaluate, self.reporter = description, evaluate, reporter
-        self.forward: Callable[..., Any] = torch.compile(model) if config.compile else model
+        self.loss = TrainingLoss(model, config.loss)
         self.optimizer = make_optimizer(model, config.optimizer)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         loaded = load_checkpoint(folder / "checkpoints", model, self.optimizer, description)
@@ -172,7 +173,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(state.step)
         loss = forward_backward(
-            self.forward,
+            self.loss,
             self.data.batch(state.step),
             accumulation=config.accumulation,
             device=self.device,

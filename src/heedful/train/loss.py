@@ -1,19 +1,15 @@
-"""The loss of a batch and its gradients, in as many micro-batches as memory asks for."""
+"""The loss of some tokens: cross-entropy, and the module that trains on it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from heedful.data.batches import IGNORED, Batch
 from heedful.ops import AttentionMask
-from heedful.train.device import autocast
-
-if TYPE_CHECKING:
-    from heedful.train.config import Precision
+from heedful.train.config import LossConfig
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["sum", "none"] = "sum") -> Tensor:
@@ -30,28 +26,21 @@ def cross_entropy(logits: Tensor, targets: Tensor, reduction: Literal["sum", "no
     )
 
 
-def forward_backward(
-    model: Callable[..., Any], batch: Batch, *, accumulation: int, device: torch.device, precision: Precision
-) -> Tensor:
-    """Add the gradient of the batch's mean loss to the parameters and return that loss, 0-dimensional on `device`.
+class TrainingLoss(nn.Module):
+    """A model and its loss as one module, which is what the loop runs, spreads over processes and differentiates."""
 
-    The mean is over the scored tokens of the whole batch, whatever the micro-batches hold of them, so `accumulation`
-    changes the memory that is needed and not the gradient. Nothing waits for the device.
+    def __init__(self, model: nn.Module, config: LossConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
 
-    Raises:
-        ValueError: no token of the batch has a target.
-    """
-    scored = int((batch.targets != IGNORED).sum())  # batches are made on the CPU, so this waits for nothing
-    if scored == 0:
-        raise ValueError("no token of the batch has a target; every target is IGNORED.")
-    total = torch.zeros((), device=device)
-    for micro_batch in _micro_batches(batch, accumulation, device):
-        with autocast(precision, device):
-            logits, _ = model(micro_batch.tokens, mask=attention_mask(micro_batch))
-        loss = cross_entropy(logits, micro_batch.targets) / scored
-        loss.backward()
-        total = total + loss.detach()
-    return total
+    def forward(self, tokens: Tensor, targets: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return two sums over the scored tokens, float32 and 0-dimensional: what is trained on, and the cross-entropy
+        that is reported.
+        """
+        mask = None if document_ids is None else AttentionMask(document_ids=document_ids)
+        logits, _ = self.model(tokens, mask=mask)
+        loss = cross_entropy(logits, targets)
+        return loss, loss.detach()
 
 
 def attention_mask(batch: Batch) -> AttentionMask | None:
@@ -70,11 +59,3 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(
         copy(batch.tokens), copy(batch.targets), None if batch.document_ids is None else copy(batch.document_ids)
     )
-
-
-def _micro_batches(batch: Batch, accumulation: int, device: torch.device) -> Iterator[Batch]:
-    documents = [None] * accumulation if batch.document_ids is None else batch.document_ids.chunk(accumulation)
-    for tokens, targets, document_ids in zip(
-        batch.tokens.chunk(accumulation), batch.targets.chunk(accumulation), documents, strict=True
-    ):
-        yield to_device(Batch(tokens, targets, document_ids), device)

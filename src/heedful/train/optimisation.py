@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from heedful.train.config import DecayRule, OptimizerConfig, ScheduleConfig
+    from heedful.train.optimizer_config import DecayRule, OptimizerConfig, ScheduleConfig
 
 
 def learning_rate(step: int, steps: int, optimizer: OptimizerConfig, schedule: ScheduleConfig) -> float:
@@ -110,3 +110,31 @@ def load_optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, t
             raise ValueError(f"optimiser state of {name!r} has shape {tuple(value.shape)}, the parameter {here}.")
         state.setdefault(index_of[name], {})[key] = value.clone()  # torch would keep this very tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class Optimization:
+    """What the loop knows of optimisers: one step at a learning rate, and a state of tensors by name.
+
+    Attributes:
+        parameters: the trainable parameters, each once.
+    """
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        self._model = model
+        self._optimizer = make_optimizer(model, config)
+        self.parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def step(self, learning_rate: float) -> None:
+        """Move the weights along their gradients and drop the gradients."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state as `{"<parameter name>/<state name>": tensor}`; empty before the first step."""
+        return optimizer_tensors(self._model, self._optimizer)
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what `tensors` returned; ValueError for a tensor of a parameter that is not trained here."""
+        load_optimizer_tensors(self._model, self._optimizer, tensors)
