@@ -34,7 +34,7 @@ FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```$", re.M | re.S
 )
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
-COMMANDS = ("compare", "train", "evaluate", "generate", "export", "convert", "info")
+COMMANDS = ("compare", "train", "runs", "report", "evaluate", "generate", "export", "convert", "info")
 
 
 def blocks(page, language):

@@ -29,6 +29,7 @@ def write_bytes_atomically(path: str | Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's 0600 is for secrets
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -58,18 +59,32 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     old = path.parent / f".{path.name}.old"
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as opened:
+        for inside in [*temporary.rglob("*"), temporary]:
+            if inside.is_file():
+                with open(inside, "rb") as opened:
                     os.fsync(opened.fileno())
+            else:
+                _sync_folder(inside)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder last: a renamed file is safe only when the folder that names it is."""
+    if os.name == "nt":
+        return  # folders cannot be opened there
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_model_destination(folder: str | Path, *, force: bool, source: str | Path | None = None) -> None:

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heedful.data import DataConfig, TokenDataset, TokenSplit, open_dataset, prepare
-from heedful.data.shards import SplitWriter, token_dtype
+from heedful.data.parts import token_dtype
+from heedful.data.split_writer import SplitWriter
 from heedful.data.tokenizers import ByteTokenizer, train_bpe, train_whitespace_bpe
 
 PARAGRAPHS = [f"Paragraph {i} says that {i} times {i} is {i * i}.\n\n" for i in range(200)]
@@ -104,7 +105,7 @@ def test_the_tokenizer_is_trained_on_the_train_split_alone(corpus: Path, tmp_pat
 def test_the_papers_tokenizer_is_trained_on_the_first_lines_that_are_not_blank(
     corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("heedful.data.building.WHITESPACE_SAMPLE_LINES", 30)
+    monkeypatch.setattr("heedful.data.tokenizer_choice.WHITESPACE_SAMPLE_LINES", 30)
     dataset = prepare(config_for(corpus, tokenizer="bpe-whitespace", vocab_size=60))
     by_bytes = prepare(config_for(corpus, separator=False))
     lines = "".join(documents_of(by_bytes, by_bytes.train)).split()
@@ -221,7 +222,7 @@ def test_damaged_shards_are_noticed_and_the_error_says_how_to_rebuild(
 
 
 @pytest.mark.parametrize("stage", ["reading", "training", "train:", "test:"])
-def test_an_interrupted_build_leaves_nothing_behind(corpus: Path, stage: str) -> None:
+def test_an_interrupted_build_leaves_only_what_it_goes_on_from(corpus: Path, stage: str) -> None:
     def interrupt(message: str) -> None:
         if message.startswith(stage):
             raise KeyboardInterrupt
@@ -229,8 +230,12 @@ def test_an_interrupted_build_leaves_nothing_behind(corpus: Path, stage: str) ->
     config = config_for(corpus, tokenizer="bpe", vocab_size=300)
     with pytest.raises(KeyboardInterrupt):
         prepare(config, interrupt)
-    assert left_in(corpus.parent / "cache") == []
-    assert prepare(config).train.num_tokens > 0
+    (work,) = left_in(corpus.parent / "cache")
+    assert work.startswith(".corpus.txt-bpe300-")
+    assert work.endswith(".work")
+    dataset = prepare(config)
+    assert dataset.train.num_tokens > 0
+    assert left_in(corpus.parent / "cache") == [dataset.folder.name]
 
 
 KILLED_BUILD = """
@@ -245,7 +250,7 @@ def test_a_killed_build_is_never_opened_and_its_remains_are_cleared(corpus: Path
     cache = corpus.parent / "cache"
     killed = subprocess.run([sys.executable, "-c", KILLED_BUILD, str(corpus), str(cache)], env=dict(os.environ))
     assert killed.returncode == 9
-    assert [name.startswith(".corpus.txt") for name in left_in(cache)] == [True], "the remains this test is about"
+    assert [name.startswith(".corpus.txt") for name in left_in(cache)] == [True, True], "the remains this is about"
     dataset = prepare(config_for(corpus))
     assert left_in(cache) == [dataset.folder.name]
     assert dataset.train.num_documents == 180

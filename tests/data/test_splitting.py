@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heedful.data.splitting import SPLITS, Survey, assign_splits, document_hash, sample_for_tokenizer
+from heedful.data.splitting import SPLITS, assign_splits, hold_out_together, sample_for_tokenizer
+from heedful.data.surveying import Survey, document_hash
 
 TRAIN, VALID, TEST = (SPLITS.index(name) for name in ("train", "valid", "test"))
 documents = st.lists(st.text("abc", min_size=1, max_size=4), min_size=3, max_size=60)

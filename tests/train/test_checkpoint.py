@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from tiny_run import CopyData, run, same_weights, signal_at, tiny_config, tiny_m
 from torch import nn
 
 from heedful.train import OptimizerConfig, best_folder, load_best, train
-from heedful.train.checkpoint import load_checkpoint, save_checkpoint
-from heedful.train.optimisation import make_optimizer
-from heedful.train.state import TrainingState
+from heedful.train.checkpoint import Checkpoints
+from heedful.train.optimisation import Optimization
+from heedful.train.processes import ALONE
+from heedful.train.state import CheckpointError, TrainingState
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,8 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-FILES = ["model.safetensors", "training.safetensors", "training.json", "config.json"]
+STATE = "state/shard-00001-model-00001-of-00001.safetensors"
+FILES = ["model.safetensors", "training.safetensors", "training.json", "config.json", STATE]
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink])
@@ -157,9 +161,9 @@ def test_a_checkpoint_of_another_format_is_refused(folder: Path) -> None:
     from heedful.files import file_sha256
 
     file, pointer = folder / "checkpoints" / "step-00000013" / "training.json", folder / "checkpoints" / "last.json"
-    file.write_text(file.read_text().replace('"format": 1', '"format": 2'))
+    file.write_text(file.read_text().replace('"format": 2', '"format": 1'))
     pointer.write_text(json.dumps({**json.loads(pointer.read_text()), "sha256": file_sha256(file)}))
-    with pytest.raises(ValueError, match=r"training.json is not a checkpoint of format 1"):
+    with pytest.raises(ValueError, match=r"training.json is of format 1, and this version reads format 2"):
         run(folder, resume=True)
 
 
@@ -168,8 +172,8 @@ def test_a_checkpoint_of_another_format_is_refused(folder: Path) -> None:
     [
         ({"seed": 5}, r"train.seed is 0 there and 5 here\. Resume"),
         (
-            {"steps": 30, "accumulation": 1},
-            "train.steps is 24 there and 30 here; train.accumulation is 2 there and 1 here",
+            {"steps": 30, "evaluate_every": 9},
+            "train.steps is 24 there and 30 here; train.evaluate_every is 8 there and 9 here",
         ),
         ({"optimizer": OptimizerConfig(learning_rate=0.5)}, "train.optimizer.learning_rate is 0.01 there and 0.5 here"),
         (
@@ -224,31 +228,114 @@ class Plain(nn.Module):
         super().__init__()
         self.layer = nn.Linear(3, width, bias=bias)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
         from safetensors.torch import save_file
 
-        save_file(self.state_dict(), folder / "model.safetensors")
+        save_file(weights, folder / "model.safetensors")
+
+
+def checkpoints_of(folder: Path, model: Plain, **fields: Any) -> Checkpoints:
+    optimization = Optimization(model, OptimizerConfig())
+    optimization.prepare_state()
+    usual = {"processes": ALONE, "mesh": None, "device": torch.device("cpu"), "seed": 0, "keep_last": 1}
+    options: Any = {**usual, "asynchronous": False, "export": model.save, **fields}
+    return Checkpoints(folder, model, optimization, None, {"train": 1}, **options)
 
 
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (Plain(5), r"layer.weight is \(4, 3\) there and \(5, 3\) here; layer.bias is \(4,\) there and \(5,\) here"),
-        (Plain(bias=False), "layer.bias is not in the model"),
+        (Plain(5), r"model/layer.weight is \(4, 3\) there and \(5, 3\) here; model/layer.bias is \(4,\) there and"),
+        (Plain(bias=False), "model/layer.bias is not in this run"),
     ],
 )
 def test_weights_of_another_shape_are_refused_before_anything_is_changed(
     other: Plain, message: str, tmp_path: Path
 ) -> None:
-    model, description = Plain(), {"train": 1}
-    optimizer = make_optimizer(model, OptimizerConfig())
-    save_checkpoint(tmp_path, model, optimizer, TrainingState(step=3), description, is_best=False, keep_all=False)
+    checkpoints_of(tmp_path, Plain()).save(TrainingState(step=3), is_best=False)
     weights = {name: tensor.clone() for name, tensor in other.state_dict().items()}
     random_state = torch.get_rng_state()
     with pytest.raises(ValueError, match=message):
-        load_checkpoint(tmp_path, other, make_optimizer(other, OptimizerConfig()), description)
+        checkpoints_of(tmp_path, other).load()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in other.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_written_in_the_background_it_holds_the_state_of_its_moment(tmp_path: Path) -> None:
+    model = Plain()
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow_export(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        began.set()
+        go_on.wait(60)
+        model.save(folder, weights)
+
+    checkpoints = checkpoints_of(tmp_path, model, asynchronous=True, export=slow_export)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    checkpoints.save(TrainingState(step=3), is_best=True)
+    assert began.wait(60)
+    assert not (tmp_path / "last.json").exists()
+    with torch.no_grad():  # training goes on meanwhile
+        model.layer.weight.add_(1)
+    torch.rand(3)
+    go_on.set()
+    checkpoints.wait()
+    checkpoints.close()
+    other = Plain()
+    state = checkpoints_of(tmp_path, other).load()
+    assert state == TrainingState(step=3)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_a_failure_in_the_background_is_told_at_the_next_opportunity(tmp_path: Path) -> None:
+    def full_disk(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoints = checkpoints_of(tmp_path, Plain(), asynchronous=True, export=full_disk)
+    checkpoints.save(TrainingState(step=3), is_best=True)
+    with pytest.raises(CheckpointError, match=r"step 3 could not be written to .* \(No space left on device\)"):
+        checkpoints.save(TrainingState(step=4), is_best=True)
+    checkpoints.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_with_background_checkpoints_equals_one_without(tmp_path: Path) -> None:
+    _, plain = run(tmp_path / "plain")
+    run(tmp_path / "background", data=CopyData(signal_at(12)), asynchronous_checkpoints=True)
+    _, model = run(tmp_path / "background", resume=True, asynchronous_checkpoints=True)
+    assert same_weights(model, plain)
+    assert same_weights(load_best(tmp_path / "background"), load_best(tmp_path / "plain"))
+
+
+def test_the_newest_checkpoints_are_kept_as_many_as_asked(tmp_path: Path) -> None:
+    train(tiny_model(), CopyData(), tiny_config(keep_last=3), tmp_path, report=lambda line: None)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*"))
+    assert names == ["step-00000015", "step-00000020", "step-00000024"]
+
+
+def test_a_run_goes_on_from_a_checkpoint_that_is_named(tmp_path: Path) -> None:
+    _, plain = run(tmp_path / "plain")
+    run(tmp_path / "run", keep="all")
+    for name in ("step-00000010", "step-00000020"):
+        flip(tmp_path / "run" / "checkpoints" / "step-00000024" / "model.safetensors")
+        with pytest.raises(ValueError, match=r"--checkpoint NAME .*: there are .*step-00000010, .*step-00000020"):
+            run(tmp_path / "run", resume=True, keep="all")
+        _, model = run(tmp_path / "run", resume=True, checkpoint=name, keep="all")
+        assert same_weights(model, plain)
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000024")
+        (tmp_path / "run" / "checkpoints" / "step-00000024.1").rename(
+            tmp_path / "run" / "checkpoints" / "step-00000024"
+        )
+        pointer = tmp_path / "run" / "checkpoints" / "last.json"
+        pointer.write_text(pointer.read_text().replace("step-00000024.1", "step-00000024"))
+
+
+@pytest.mark.parametrize("name", ["step-00000001", "../checkpoints", "last.json"])
+def test_a_checkpoint_that_is_not_there_is_refused(name: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no checkpoint .*; there are step-00000008, step-00000013"):
+        run(folder, resume=True, checkpoint=name)
 
 
 def test_a_crash_before_the_pointer_is_written_leaves_the_checkpoint_before(folder: Path) -> None:
@@ -267,14 +354,14 @@ def test_a_crash_while_a_checkpoint_is_exchanged_is_repaired(folder: Path) -> No
 
 
 def test_a_failing_save_leaves_the_checkpoint_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full_disk(self: nn.Module, target: Path) -> None:
+    def full_disk(self: nn.Module, target: Path, weights: dict[str, torch.Tensor]) -> None:
         (Path(target) / "model.safetensors").write_bytes(b"half")
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     before = {path.name for path in (folder / "checkpoints").iterdir()}
     with monkeypatch.context() as patch:
         patch.setattr("heedful.models.DecoderLM.save", full_disk)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(CheckpointError, match=r"step 15 could not be written .*No space left .* --resume goes on"):
             run(folder, resume=True)
     assert {path.name for path in (folder / "checkpoints").iterdir()} == before
     assert run(folder, resume=True)[0].steps == 24

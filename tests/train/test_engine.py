@@ -24,7 +24,15 @@ from torch import nn
 
 from heedful.data.batches import Batch
 from heedful.schema import to_mapping
-from heedful.train import DivergenceError, OptimizerConfig, ScheduleConfig, learning_rate, read_metrics, train
+from heedful.train import (
+    DivergenceError,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    learning_rate,
+    read_metrics,
+    train,
+)
 
 
 def silent(line: str) -> None:
@@ -64,22 +72,32 @@ def test_the_callers_random_state_is_left_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_it_equals_a_loop_written_by_hand(tmp_path: Path) -> None:
-    config = tiny_config(accumulation=1, optimizer=OptimizerConfig(learning_rate=1e-2, decay="all", gradient_clip=0.5))
-    model, by_hand = tiny_model(dropout=0.0), tiny_model(dropout=0.0)
-    train(model, CopyData(), config, tmp_path, report=silent)
-    optimizer = torch.optim.AdamW(by_hand.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+def train_by_hand(config: TrainConfig, dtype: torch.dtype) -> list[torch.Tensor]:
+    model = tiny_model(dropout=0.0).to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     for step in range(config.steps):
         optimizer.param_groups[0]["lr"] = learning_rate(step, config.steps, config.optimizer, config.schedule)
         batch = CopyData().batch(step)
-        logits, _ = by_hand(batch.tokens)
+        logits, _ = model(batch.tokens)
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(by_hand.parameters(), 0.5)
+        nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
-    for one, other in zip(model.parameters(), by_hand.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    return [parameter.detach().double() for parameter in model.parameters()]
+
+
+def test_it_equals_a_loop_written_by_hand(tmp_path: Path) -> None:
+    """AdamW divides by the size of the gradient, so rounding is no small part of the smallest ones: how much, the same
+    loop in float32 and float64 says.
+    """
+    config = tiny_config(accumulation=1, optimizer=OptimizerConfig(learning_rate=1e-2, decay="all", gradient_clip=0.5))
+    model = tiny_model(dropout=0.0)
+    train(model, CopyData(), config, tmp_path, report=silent)
+    exact, rounded = train_by_hand(config, torch.float64), train_by_hand(config, torch.float32)
+    rounding = max(float((one - other).abs().max()) for one, other in zip(rounded, exact, strict=True))
+    for parameter, weights in zip(model.parameters(), exact, strict=True):
+        assert (parameter - weights).abs().max() < 4 * rounding
 
 
 def test_the_run_folder_says_what_was_run(tmp_path: Path) -> None:
@@ -141,11 +159,11 @@ class PoisonedData(CopyData):
         super().__init__()
         self.model, self.step = model, step
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rows: range | None = None) -> Batch:
         if step == self.step:
             with torch.no_grad():
                 next(self.model.parameters()).fill_(math.inf)
-        return super().batch(step)
+        return super().batch(step, rows)
 
 
 def test_divergence_stops_the_run_and_names_the_step(tmp_path: Path) -> None:
@@ -208,10 +226,10 @@ def test_an_evaluation_sees_the_model_in_evaluation_mode_and_training_goes_on_in
         return {"val/loss": 1.0}
 
     class Watched(CopyData):
-        def batch(self, step: int) -> Batch:
+        def batch(self, step: int, rows: range | None = None) -> Batch:
             if step:
                 modes.append(model.training)
-            return super().batch(step)
+            return super().batch(step, rows)
 
     model = tiny_model()
     train(model, Watched(), tiny_config(), tmp_path, evaluate=evaluate, report=silent)
@@ -258,7 +276,7 @@ def test_models_of_another_precision_vocabulary_or_kind_are_refused(tmp_path: Pa
         attempt(tiny_model(vocab_size=5))
     with pytest.raises(ValueError, match="context_length is 10, but the model has max_positions=9"):
         attempt(tiny_model(max_positions=9))
-    with pytest.raises(ValueError, match=r"Linear has no save\(folder\) method"):
+    with pytest.raises(ValueError, match=r"Linear has no save\(folder, weights\) method"):
         attempt(nn.Linear(2, 2))
     assert not (tmp_path / "run").exists()
 
@@ -281,19 +299,19 @@ def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
     assert not same_weights(model, exact)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler looks at everything
 def test_compiling_is_for_training_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    modes = []
+    graphs = []
 
-    def compile_by_watching(model: nn.Module) -> Callable[..., Any]:
-        def forward(*arguments: Any, **options: Any) -> Any:
-            modes.append(model.training)
-            return model(*arguments, **options)
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graphs.append(torch.is_grad_enabled())
+        return graph.forward
 
-        return forward
-
-    monkeypatch.setattr("torch.compile", compile_by_watching)
+    compile_block = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda block: compile_block(block, backend=backend))
     _, compiled = run(tmp_path / "compiled", compile=True)
-    assert modes == [True] * 48  # two micro-batches a step, no evaluation
+    assert graphs
+    assert all(graphs), "an evaluation was compiled"
     _, plain = run(tmp_path / "plain")
     assert same_weights(compiled, plain)
 
@@ -313,8 +331,8 @@ def test_a_run_that_failed_before_it_got_anywhere_does_not_block_its_folder(tmp_
 
 def test_documents_of_the_batches_reach_the_model(tmp_path: Path) -> None:
     class Documents(CopyData):
-        def batch(self, step: int) -> Batch:
-            batch = super().batch(step)
+        def batch(self, step: int, rows: range | None = None) -> Batch:
+            batch = super().batch(step, rows)
             return batch._replace(document_ids=(torch.arange(CONTEXT) >= 5).long().expand(ROWS, -1))
 
     masked, plain = tiny_model(), tiny_model()

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_run import CONTEXT, VOCABULARY, CopyData, tiny_model
+from torch import nn
 
 from heedful.data.batches import IGNORED, Batch
 from heedful.train.config import LossConfig
 from heedful.train.gradients import forward_backward
-from heedful.train.loss import TrainingLoss, cross_entropy
+from heedful.train.loss import TrainingLoss, cross_entropy, token_losses
 
 CPU = torch.device("cpu")
 
@@ -25,7 +28,7 @@ def uneven_batch(rows: int = 6, *, documents: bool = False) -> Batch:
 
 def loss_and_gradients(batch: Batch, accumulation: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
     model = tiny_model("boosted+multi-token", dropout=0.0).double()
-    loss = forward_backward(
+    loss, _ = forward_backward(
         TrainingLoss(model, LossConfig()), batch, accumulation=accumulation, device=CPU, precision="float32"
     )
     return loss, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -68,3 +71,80 @@ def test_low_precision_logits_are_scored_in_float32() -> None:
     assert losses.dtype == torch.float32
     assert losses[-1] == 0
     torch.testing.assert_close(losses.sum(), cross_entropy(logits.float(), targets), rtol=1e-6, atol=1e-6)
+
+
+class LogitsOnly(nn.Module):
+    """A model that gives its logits and nothing besides."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+HEADS = [
+    {"tie_embeddings": True},
+    {"tie_embeddings": False},
+    {"tie_embeddings": True, "head_bias": True},
+    {"tie_embeddings": False, "head_bias": True},
+]
+
+
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("z_loss", [0.0, 0.2])
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_hidden_states_and_logits_give_the_same_loss_and_gradients(
+    head: dict[str, Any], z_loss: float, documents: bool
+) -> None:
+    batch = uneven_batch(documents=documents)
+    found = []
+    for form, chunk_tokens in ((LogitsOnly, None), (nn.Identity, 7), (nn.Identity, None)):
+        model = tiny_model(dropout=0.0, **head).double()
+        if model.head_bias is not None:
+            nn.init.normal_(model.head_bias)
+        whole = model if form is nn.Identity else form(model)
+        objective, reported = TrainingLoss(whole, LossConfig(z_loss=z_loss, chunk_tokens=chunk_tokens))(*batch)
+        (objective / 17).backward()
+        found.append([objective.detach(), reported, *(parameter.grad for parameter in model.parameters())])
+        assert not reported.requires_grad
+    assert all(value is not None for value in found[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-12, atol=1e-12)
+    assert found[0][0] >= found[0][1]
+    assert (found[0][0] == found[0][1]) == (z_loss == 0)
+
+
+def test_the_z_loss_is_trained_on_by_its_formula_and_not_reported() -> None:
+    batch, model = uneven_batch(), tiny_model(dropout=0.0).double()
+    normalizers = model(batch.tokens)[0].exp().sum(-1).log()[batch.targets != IGNORED]
+    plain, reported = TrainingLoss(model, LossConfig())(*batch)
+    for whole in (model, LogitsOnly(model)):
+        objective, same = TrainingLoss(whole, LossConfig(z_loss=0.25))(*batch)
+        expected = 0.25 * normalizers.square().sum().item()
+        assert (objective - plain).item() == pytest.approx(expected, rel=1e-9)
+        assert same.item() == pytest.approx(reported.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("form", [lambda model: model, LogitsOnly], ids=["hidden states", "logits"])
+def test_under_autocast_losses_are_float32(form: Any) -> None:
+    batch, model = uneven_batch(), form(tiny_model(dropout=0.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        objective, reported = TrainingLoss(model, LossConfig(z_loss=0.1))(*batch)
+        losses = token_losses(model, batch)
+        logits, _ = model(batch.tokens)
+    assert logits.dtype == torch.bfloat16  # so the products did run in low precision
+    assert objective.dtype == reported.dtype == losses.dtype == torch.float32
+    objective.backward()
+    assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {torch.float32}
+
+
+@pytest.mark.parametrize("documents", [False, True])
+def test_token_losses_are_those_of_the_logits(documents: bool) -> None:
+    batch, model = uneven_batch(documents=documents), tiny_model(dropout=0.0).double()
+    found, expected = token_losses(model, batch), token_losses(LogitsOnly(model), batch)
+    assert found.shape == (batch.tokens.numel(),)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    objective, _ = TrainingLoss(model, LossConfig())(*batch)
+    assert found.sum().item() == pytest.approx(objective.item(), rel=1e-12)

@@ -11,7 +11,14 @@ from tiny_run import CopyData, run, tiny_config, tiny_model, validate
 
 from heedful.train import BarReporter, LineReporter, read_metrics, train
 from heedful.train.metrics import MetricsWriter
-from heedful.train.progress import choose_reporter, format_metrics
+from heedful.train.progress import (
+    SilentReporter,
+    choose_reporter,
+    format_duration,
+    format_metrics,
+    seconds_per_step,
+)
+from heedful.train.trackers import open_trackers
 
 
 def test_lines_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
@@ -38,6 +45,66 @@ def test_a_half_written_last_line_is_dropped_and_a_damaged_one_in_the_middle_ref
     file.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
     with pytest.raises(ValueError, match=r"metrics.jsonl:2 is damaged: 'nonsense'"):
         read_metrics(tmp_path)
+
+
+def test_lines_of_probes_share_a_step_and_go_with_the_training_lines(tmp_path: Path) -> None:
+    def write(writer: MetricsWriter, step: int) -> None:
+        writer.write(step, {"train/loss": step / 2})
+        writer.write(step, {"probe/layer-0/gate": step / 8})
+        writer.write(step, {"val/loss": step / 4})
+
+    with MetricsWriter(tmp_path, 0, 0) as writer:
+        for step in (1, 2, 3):
+            write(writer, step)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with MetricsWriter(tmp_path, 2, 1) as writer:
+        assert [(line["step"], len(line)) for line in read_metrics(tmp_path)] == [
+            (1, 2),
+            (1, 2),
+            (1, 2),
+            (2, 2),
+            (2, 2),
+        ]
+        writer.write(2, {"val/loss": 2 / 4})
+        write(writer, 3)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_a_last_line_cut_at_any_byte_spoils_no_resume(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    with MetricsWriter(tmp_path, 0, 0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, {"train/loss": step / 7, "lr": float("nan")})
+    whole = file.read_bytes()
+    beginning = whole.rindex(b"\n", 0, -1) + 1
+    for end in range(beginning, len(whole) + 1):
+        for resumed in (2, 3):  # from before the cut line, and from a checkpoint after it
+            file.write_bytes(whole[:end])
+            kept = [1, 2, 3][: 3 if end >= len(whole) - 1 else 2]
+            assert [line["step"] for line in read_metrics(tmp_path)] == kept
+            with MetricsWriter(tmp_path, resumed, resumed) as writer:
+                writer.write(4, {"train/loss": 1.0})
+            lines = [json.loads(line) for line in file.read_text().splitlines()]
+            assert [line["step"] for line in lines] == [*(step for step in kept if step <= resumed), 4]
+            assert file.read_bytes().endswith(b"\n")
+
+
+def test_a_full_disk_is_told_and_leaves_whole_lines(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with MetricsWriter(tmp_path, 0, 0, trackers=open_trackers(())) as writer:
+        writer.write(1, {"train/loss": 1.0})
+        before = (tmp_path / "metrics.jsonl").read_bytes()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))  # room for a part of the next line
+            with pytest.raises(OSError, match="too large"):
+                writer.write(2, {"train/loss": 0.5})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
+        writer.write(2, {"train/loss": 0.5})  # there is room again
+        writer.sync()
+    assert read_metrics(tmp_path) == [{"step": 1, "train/loss": 1.0}, {"step": 2, "train/loss": 0.5}]
 
 
 def test_every_line_is_strict_json(tmp_path: Path) -> None:
@@ -116,6 +183,63 @@ def test_a_pipe_gets_lines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     output = capsys.readouterr()
     assert "step 8/24  val/loss" in output.err
     assert output.out == ""  # standard output belongs to results
+
+
+class Clock:
+    """Stands in for `time.monotonic`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("heedful.train.progress.time.monotonic", lambda: self.now)
+
+
+@pytest.mark.parametrize("first", [0, 600])
+def test_lines_say_when_the_run_will_be_over(monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    clock, lines = Clock(monkeypatch), []
+    reporter = LineReporter(lines.append, pause_seconds=0)
+    metrics = {"train/loss": 2.0, "lr": 1e-3, "tokens_per_second": 10.0}
+    reporter.start(first, 1000)
+    durations = [60.0, 7.0, 5.0] + [0.5] * 17  # the first steps compile and fill caches
+    for step, seconds in enumerate(durations, start=first + 1):
+        clock.now += seconds
+        reporter.advance(step)
+        if step - first in (3, 20):
+            reporter.training(step, metrics)
+    clock.now += 34.0  # an evaluation after step 20, before the next
+    for step in range(first + 21, first + 41):
+        clock.now += 0.5
+        reporter.advance(step)
+    reporter.training(first + 40, metrics)
+    assert "ETA" not in lines[0]
+    assert lines[1].endswith(f"  ETA {format_duration((980 - first) * 0.5)}")
+    assert lines[2].endswith(f"  ETA {format_duration((960 - first) * (0.5 + 34 / 37))}")
+
+
+def test_a_step_in_the_long_run() -> None:
+    assert seconds_per_step([]) is None
+    assert seconds_per_step([2.0]) == 2.0
+    assert seconds_per_step([1.0, 1.1, 0.9, 1.0, 2.9]) == 1.0  # jitter
+    assert seconds_per_step([1.0] * 9 + [11.0]) == pytest.approx(2.0)  # a pause of ten seconds in ten steps
+    # Where steps only queue up work for a device and one in four waits for it, the sum counts.
+    assert seconds_per_step([0.01, 0.01, 0.01, 4.0] * 5) == pytest.approx(4.03 / 4)
+
+
+def test_durations_read_well() -> None:
+    durations = [0.2, 45, 59.6, 60, 725, 3600, 12000, 86399, 187200]
+    assert [format_duration(seconds) for seconds in durations] == [
+        "0 s", "45 s", "1 min 0 s", "1 min 0 s", "12 min 5 s", "1 h 0 min", "3 h 20 min", "23 h 59 min", "2 d 4 h"
+    ]  # fmt: skip
+
+
+def test_only_the_first_process_speaks(capfd: pytest.CaptureFixture[str]) -> None:
+    reporter = choose_reporter(SilentReporter())
+    reporter.start(0, 10)
+    reporter.advance(1)
+    reporter.training(1, {"train/loss": 1.0})
+    reporter.message("something")
+    reporter.close()
+    output = capfd.readouterr()
+    assert output.out == output.err == ""
 
 
 def test_metrics_read_well() -> None:

@@ -170,9 +170,9 @@ def test_a_finished_run_returns_its_result_and_weights_without_training(
     tmp_path: Path, uninterrupted: tuple[Path, TrainResult, torch.nn.Module]
 ) -> None:
     class OnlyTheFirstLook(CopyData):
-        def batch(self, step: int) -> Batch:
+        def batch(self, step: int, rows: range | None = None) -> Batch:
             assert step == 0, "the run trains although it is finished"
-            return super().batch(step)
+            return super().batch(step, rows)
 
     folder, result, model = uninterrupted
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -34,14 +34,15 @@ class CopyData:
         self.fingerprint = fingerprint
         self.before, self.rows = before, rows
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, rows: range | None = None) -> Batch:
         self.before(step)
         generator = torch.Generator().manual_seed(step)
         half = torch.randint(1, VOCABULARY, (self.rows, CONTEXT // 2), generator=generator)
         tokens = torch.cat([half, half], dim=1)
         targets = torch.full_like(tokens, IGNORED)
         targets[:, CONTEXT // 2 - 1 : -1] = tokens[:, CONTEXT // 2 :]
-        return Batch(tokens, targets, None)
+        taken = slice(None) if rows is None else slice(rows.start, rows.stop)
+        return Batch(tokens[taken], targets[taken], None)
 
 
 def signal_at(step: int, *numbers: int) -> Callable[[int], None]:
@@ -97,7 +98,12 @@ def validate(model: torch.nn.Module) -> dict[str, float]:
 
 
 def run(
-    folder: Path, *, data: CopyData | None = None, resume: bool = False, **fields: Any
+    folder: Path,
+    *,
+    data: CopyData | None = None,
+    resume: bool = False,
+    checkpoint: str | None = None,
+    **fields: Any,
 ) -> tuple[TrainResult, DecoderLM]:
     model = tiny_model()
     result = train(
@@ -107,6 +113,7 @@ def run(
         folder,
         evaluate=validate,
         resume=resume,
+        checkpoint=checkpoint,
         report=lambda line: None,
     )
     return result, model

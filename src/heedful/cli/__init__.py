@@ -1,4 +1,4 @@
-"""The command line: `heedful train | compare | evaluate | generate | export | convert | info`.
+"""The command line: `heedful train | compare | runs | report | evaluate | generate | export | convert | info`.
 
 Each command is one file: a dataclass whose fields are its arguments and whose `run` does the work. Wrong input of any
 kind ends with one sentence on standard error and exit status 2, an interruption with 130.
@@ -21,7 +21,10 @@ from heedful.cli.export import Export
 from heedful.cli.generate import Generate
 from heedful.cli.info import Info
 from heedful.cli.overrides import split_overrides
+from heedful.cli.report import Report
+from heedful.cli.runs import Runs
 from heedful.cli.train import Train
+from heedful.train.processes import LostProcessError, RemoteError, environment_rank, environment_world_size
 
 _EXTRAS = {"transformers": "hf", "datasets": "hf", "lm_eval": "eval"}
 """Optional packages, and the extra that brings each."""
@@ -29,6 +32,8 @@ _EXTRAS = {"transformers": "hf", "datasets": "hf", "lm_eval": "eval"}
 Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Runs, tyro.conf.subcommand("runs")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
@@ -39,15 +44,28 @@ Command = (
 DESCRIPTION = """Attention that does more than one softmax average: train it, compare it fairly, look into it.
 
 `heedful compare RECIPE` compares several mechanisms and `heedful train RECIPE` trains one arm of a recipe; `heedful
-evaluate` and `heedful generate` take the folder of a run; `heedful export` writes it
-for Hugging Face, `heedful convert` removes query projections from trained models or adds mechanisms to them; `heedful
-info` lists presets, backends and costs.
+runs` lists runs and where they stand, and `heedful report` writes a page about one; `heedful evaluate` and `heedful
+generate` take the folder of a run; `heedful export` writes it for Hugging Face, `heedful convert` removes query
+projections from trained models or adds mechanisms to them; `heedful info` lists presets, backends and costs.
 
 Any value of a recipe can be changed by its dotted name: `--train.steps 50 --data.corpus my-texts/`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0 done, 2 wrong input, 130 interrupted."""
+    """Run the command line and return its exit status.
+
+    0 done, 2 wrong input or a failure that a sentence explains, 3 another process of the run was lost, 130 interrupted.
+    One of several processes ends at once: taking a process group down can wait for others that are gone.
+    """
+    status = _run(arguments)
+    if environment_world_size() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         plain, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         command: Any = tyro.cli(
@@ -59,13 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         command.run(overrides)
         sys.stdout.flush()
+    except RemoteError:
+        return 2  # the process that found it says so
     except ValueError as error:
-        print(f"heedful: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
+    except LostProcessError as error:
+        _complain(str(error))
+        return 3
     except KeyboardInterrupt:
-        print(
-            "heedful: interrupted; what is finished is saved, and the same command goes on from there.", file=sys.stderr
-        )
+        if environment_rank() == 0:
+            _complain("interrupted; what is finished is saved, and the same command goes on from there.")
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,17 +95,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
-        print(
-            f"heedful: this needs {error.name}, which is not installed: pip install 'heedful[{_EXTRAS[error.name]}]'.",
-            file=sys.stderr,
+        _complain(
+            f"this needs {error.name}, which is not installed: pip install 'heedful[{_EXTRAS[error.name]}]'."
         )
         return 2
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
             raise
-        print("heedful: there is not enough memory for this model on this machine.", file=sys.stderr)
+        _complain("there is not enough memory for this model on this machine.")
         return 2
     except OSError as error:  # a folder that cannot be written, a file that cannot be read, a full disk
-        print(f"heedful: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
+        _complain(f"{error.strerror or error}: {error.filename or 'no file named'}.")
         return 2
     return 0
+
+
+def _complain(message: str) -> None:
+    """Say what went wrong, and of several processes which one it was."""
+    rank = environment_rank()
+    print(f"heedful: {f'process {rank}: ' if rank else ''}{message}", file=sys.stderr)

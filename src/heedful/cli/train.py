@@ -1,4 +1,4 @@
-"""`heedful train`: one arm of a recipe, in a folder of its own."""
+"""`heedful train`: one arm of a recipe, in a folder of its own, by one process or by those that torchrun started."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Train:
     """Train one arm of a recipe.
 
     The run's folder then serves `heedful evaluate` and `heedful generate`. A value of the recipe can be changed by its
-    dotted name, such as --train.steps 50 or --train.optimizer.weight_decay 0.01.
+    dotted name, such as --train.steps 50 or --train.optimizer.weight_decay 0.01. On several GPUs or machines start it
+    with torchrun: torchrun --nproc_per_node 8 -m heedful train RECIPE --train.parallel.strategy fsdp2.
     """
 
     recipe: Annotated[Path, tyro.conf.Positional]
@@ -35,11 +36,20 @@ class Train:
     resume: bool = False
     """Go on with the run in the folder, bit for bit as if it had not been stopped; start it if there is none."""
 
+    checkpoint: str | None = None
+    """With --resume: go on from the checkpoint of this name, such as step-00000500, instead of the last one."""
+
+    hf: bool = False
+    """Write every checkpoint's model for transformers, too: a folder `hf` beside its other files."""
+
     dry_run: bool = False
     """Check everything, say what would be trained and stop."""
 
     def run(self, overrides: dict[str, Any]) -> None:
         """Train, then print the result and where it is."""
+        from contextlib import nullcontext
+        from functools import partial
+
         import torch
 
         from heedful.cli.run_folder import describe_arm, write_run_description
@@ -48,7 +58,10 @@ class Train:
         from heedful.study.plan import make_plan
         from heedful.study.recipe_file import load_recipe
         from heedful.train import train
+        from heedful.train.processes import environment_rank
 
+        first = environment_rank() == 0
+        say = print if first else _silent
         recipe = load_recipe(self.recipe, overrides)
         name = self.arm or recipe.baseline
         names = [arm.name for arm in recipe.arms]
@@ -61,26 +74,43 @@ class Train:
                 f"arm {name!r} has several learning rates, {list(rates)}; choose one with --learning-rate."
             )
         seed = recipe.seeds[0] if self.seed is None else self.seed
-        plan = make_plan(recipe, print)
+        plan = make_plan(recipe, say)
         planned = next(arm for arm in plan.arms if arm.name == name)
         config = planned.train_config(learning_rate, seed)
         folder = self.folder or Path("runs") / f"{recipe.name}-{name}-seed-{seed}"
-        print(describe_arm(planned, learning_rate, seed))
+        say(describe_arm(planned, learning_rate, seed))
         if self.dry_run:
             return
         torch.manual_seed(seed)
+        with nullcontext() if first else torch.device("meta"):  # the first process sends its initial weights
+            model = DecoderLM(planned.config)
         result = train(
-            DecoderLM(planned.config),
+            model,
             plan.workload.training_data(seed),
             config,
             folder,
             evaluate=plan.workload.validate,
             resume=self.resume,
+            checkpoint=self.checkpoint,
             on_start=lambda: write_run_description(folder, plan, planned, seed),
+            export=partial(_export, model, plan.workload.tokenizer) if self.hf else None,
         )
         if result.interrupted:
             raise KeyboardInterrupt
-        print(f"Best of {result.steps:,} steps, at step {result.best_step:,}:")
+        say(f"Best of {result.steps:,} steps, at step {result.best_step:,}:")
         for key, value in result.best.items():
-            print(f"  {key:<20} {value:.4f}")
-        print(f"{result.tokens_per_second:,.0f} tokens/s; run in {folder}")
+            say(f"  {key:<20} {value:.4f}")
+        say(f"{result.tokens_per_second:,.0f} tokens/s; run in {folder}")
+
+
+def _silent(line: str) -> None:
+    """Say nothing: the first process does."""
+
+
+def _export(model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any]) -> None:
+    """Write a checkpoint's model in both forms."""
+    from heedful.hf.export import export_pretrained
+    from heedful.models.decoder import assemble_decoder
+
+    model.save(folder, weights)
+    export_pretrained(assemble_decoder(model.config, weights), folder / "hf", tokenizer=tokenizer)

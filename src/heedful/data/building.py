@@ -3,6 +3,10 @@
 The shards' folder is named by a key over everything that determines their content (the stored bytes of the corpora,
 document and split rules, tokenizer, limits, versions), so nothing stale is ever opened. They are built in a temporary
 folder that is renamed when complete, under a lock, so that of two processes one builds and the other waits.
+
+What takes long is kept beside it until then, in a folder named by the same key: the first reading of each corpus, the
+trained tokenizer, and the tokenized parts. So a preparation that was stopped or killed goes on, and since a corpus that
+changes has another key, parts of two corpora never meet.
 """
 
 from __future__ import annotations
@@ -13,93 +17,121 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
 from heedful.data.config import DataConfig
-from heedful.data.corpora import Corpus, open_corpus
-from heedful.data.shards import (
-    FORMAT,
-    MANIFEST,
-    CorpusRecord,
-    Manifest,
-    SplitWriter,
-    TokenDataset,
-    open_dataset,
-    token_dtype,
-)
-from heedful.data.splitting import SPLITS, Survey, assign_splits, document_hash, sample_for_tokenizer, survey
-from heedful.data.tokenizers import (
-    ByteTokenizer,
-    Tokenizer,
-    gpt2_files,
-    load_gpt2,
-    pieces,
-    train_bpe,
-    train_whitespace_bpe,
-)
-from heedful.files import atomic_folder, file_sha256, write_json_atomically
+from heedful.data.corpora import Corpus
+from heedful.data.parts import PART_BYTES, PART_FORMAT, token_dtype
+from heedful.data.shards import FORMAT, MANIFEST, CorpusRecord, Manifest, SourceRecord, TokenDataset, open_dataset
+from heedful.data.sources import OpenCorpora, Source, open_corpora, survey_sources
+from heedful.data.split_writer import SplitWriter
+from heedful.data.splitting import SPLITS
+from heedful.data.stamps import FileHashes
+from heedful.data.surveying import changed
+from heedful.data.tokenizer_choice import make_tokenizer, tokenizer_facts
+from heedful.data.tokenizing import Progress, tokenize_source
+from heedful.data.workers import NoWorkers, WorkerProcesses, default_workers
+from heedful.files import atomic_folder, write_json_atomically
 from heedful.schema import to_mapping
 
-# Enough for stable merges up to some ten thousand entries, little enough to train on in seconds.
-TOKENIZER_SAMPLE_BYTES = 16 << 20
-# The paper's own sample for its whitespace BPE.
-WHITESPACE_SAMPLE_LINES = 100_000
-_CHARACTERS_AT_A_TIME = 4 << 20
-_REPORT_EVERY_BYTES = 32 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """One corpus after its first reading, with the split of each of its documents as an index into `SPLITS`."""
-
-    corpus: Corpus
-    surveyed: Survey
-    splits: np.ndarray
-
-    def documents(self) -> Iterator[tuple[int, str]]:
-        """Yield every document with its number; a corpus that changed since it was surveyed is an error."""
-        count = -1
-        for count, document in enumerate(self.corpus.documents()):
-            if count >= len(self.splits) or document_hash(document) != self.surveyed.hashes[count]:
-                raise ValueError(f"corpus {self.corpus.name!r} changed while it was being read: run again.")
-            yield count, document
-        if count + 1 != len(self.splits):
-            raise ValueError(f"corpus {self.corpus.name!r} changed while it was being read: run again.")
+_WORK_RECORD = "work.json"
 
 
 def _silent(message: str) -> None:
     pass
 
 
-def prepare(config: DataConfig, report: Callable[[str], None] = _silent) -> TokenDataset:
+def prepare(
+    config: DataConfig,
+    report: Callable[[str], None] = _silent,
+    *,
+    workers: int | None = None,
+    verify: bool = False,
+) -> TokenDataset:
     """Return the token data set of a configuration, building its shards where the cache does not hold them.
 
-    Memory: one document, a few million characters and tokens at a time, and 17 bytes for each document of the corpus.
+    A build that was stopped, killed or ran out of disk goes on where it was; a corpus that changed meanwhile is built
+    from its beginning. The shards do not depend on the number of workers.
+
+    Memory: one document, some tens of megabytes for each worker, and 9 bytes for each document of the corpus, 8 of
+    them while the splits are drawn.
 
     Args:
         config: what to read and how.
         report: called with one line of text at each stage of a build.
+        workers: processes that tokenize, 0 for none but this one; None is one for each core where the corpus is large
+            and none where starting them would take longer than it saves.
+        verify: read all shards and corpora to check them, also those that nobody has written to since they were read.
 
     Raises:
-        ValueError: an unusable corpus or tokenizer, a split without tokens, or damaged shards in the cache.
+        ValueError: an unusable corpus or tokenizer, a split without tokens, damaged shards in the cache, or a file that
+            cannot be read or written.
     """
-    corpora = _open_corpora(config)
-    key = _cache_key(config, corpora)
-    folder = config.resolved_cache_folder / "shards" / f"{_readable_name(config)}-{key[:16]}"
-    if folder.exists():
-        return open_dataset(folder)
+    if workers is not None and workers < 0:
+        raise ValueError(f"workers must be 0 or more, got {workers}.")
+    try:
+        corpora = open_corpora(config)
+        state = corpora.state()
+        key = _cache_key(config, corpora, verify=verify)
+        folder = config.resolved_cache_folder / "shards" / f"{_readable_name(config)}-{key[:16]}"
+        if not folder.exists():
+            _build_once(config, corpora, state, key, folder, report, workers)
+    except OSError as error:  # a full disk, a file that may not be read, a worker that was killed
+        place = f": {error.filename}" if error.filename else ""
+        raise ValueError(
+            f"the data could not be prepared: {error.strerror or error}{place}. What is finished is kept (cache "
+            f"{config.resolved_cache_folder}); the same command goes on from there."
+        ) from error
+    return open_dataset(folder, verify=verify)
+
+
+def _build_once(
+    config: DataConfig,
+    corpora: OpenCorpora,
+    state: tuple[str, ...],
+    key: str,
+    folder: Path,
+    report: Callable[[str], None],
+    workers: int | None,
+) -> None:
     with _lock(folder, report):
-        if not folder.exists():  # the process that was waited for may have built it
-            for orphan in folder.parent.glob(f".{folder.name}.new.*"):  # of a build that was killed
-                shutil.rmtree(orphan, ignore_errors=True)
+        if folder.exists():  # the process that was waited for has built it
+            return
+        for orphan in folder.parent.glob(f".{folder.name}.new.*"):  # of a build that was killed
+            shutil.rmtree(orphan, ignore_errors=True)
+        work = _work_folder(folder, key, report)
+        try:
             with atomic_folder(folder) as temporary:
-                _build(config, corpora, key, temporary, report)
-            report(f"wrote {folder}")
-    return open_dataset(folder)
+                _build(config, corpora, key, temporary, work, report, workers)
+                if corpora.state() != state:
+                    raise changed(
+                        next(corpus for corpus, old in zip(corpora, state, strict=True) if corpus.state() != old)
+                    )
+        except ValueError:  # of the corpus or the tokenizer, so nothing here is worth keeping
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        shutil.rmtree(work, ignore_errors=True)
+        report(f"wrote {folder}")
+
+
+def _work_folder(folder: Path, key: str, report: Callable[[str], None]) -> Path:
+    """Return the folder of what a build keeps until it is complete, emptied where an unlike version left it."""
+    work = folder.parent / f".{folder.name}.work"
+    facts = {"key": key, "parts": PART_FORMAT, "part_bytes": PART_BYTES, "tokenizers": version("tokenizers")}
+    record = work / _WORK_RECORD
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = None
+    if known == facts:
+        report(f"going on with what an earlier preparation left in {work}")
+    else:
+        for other in folder.parent.glob(f".{folder.name.rpartition('-')[0]}-*.work"):
+            report(f"{other} is of a preparation from other text or settings: delete it unless that shall go on")
+        shutil.rmtree(work, ignore_errors=True)
+        write_json_atomically(record, facts)
+    return work
 
 
 @contextmanager
@@ -124,56 +156,97 @@ def _lock(folder: Path, report: Callable[[str], None]) -> Iterator[None]:
         lock.release()
 
 
-def _open_corpora(config: DataConfig) -> dict[str, Corpus]:
-    """Return the corpora by role; `train` also feeds the splits that have none of their own."""
-    names = {"train": config.corpus, "valid": config.valid_corpus, "test": config.test_corpus}
-    return {role: open_corpus(name, config.documents) for role, name in names.items() if name is not None}
-
-
-def _cache_key(config: DataConfig, corpora: dict[str, Corpus]) -> str:
+def _cache_key(config: DataConfig, corpora: OpenCorpora, *, verify: bool) -> str:
+    by_role = {} if config.sources else {"train": corpora.train[0][1]}
     facts = {
         "format": FORMAT,
-        "corpora": {role: corpus.fingerprint() for role, corpus in corpora.items()},
+        "corpora": {
+            role: _fingerprint(corpus, config, verify=verify) for role, corpus in (by_role | corpora.held_out).items()
+        },
         "split_fractions": config.split_fractions,
         "max_tokens": (config.max_train_tokens, config.max_eval_tokens),
         "separator": config.separator,
         "tokenizer": config.tokenizer,
+        **tokenizer_facts(config),
     }
-    if config.tokenizer in ("bpe", "bpe-whitespace"):
-        facts["trained"] = (config.vocab_size, TOKENIZER_SAMPLE_BYTES, WHITESPACE_SAMPLE_LINES, version("tokenizers"))
-    if config.gpt2_folder is not None and config.tokenizer == "gpt2":
-        facts["gpt2"] = [file_sha256(path) for path in gpt2_files(config.gpt2_folder)]
+    if config.sources:
+        # Weights decide about the sample of a trained tokenizer and about the lengths of held-out splits, else only
+        # about batches: trying other weights need not tokenize everything again.
+        weighted = config.tokenizer in ("bpe", "bpe-whitespace") or config.max_eval_tokens is not None
+        facts["sources"] = [
+            (
+                source.name,
+                _fingerprint(corpus, config, verify=verify),
+                source.max_tokens,
+                source.weight if weighted else None,
+            )
+            for source, corpus in corpora.train
+        ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def _fingerprint(corpus: Corpus, config: DataConfig, *, verify: bool) -> str:
+    files = getattr(corpus, "files", ())
+    name = hashlib.sha256(f"{corpus.name} {corpus.rule}".encode()).hexdigest()[:16]
+    hashes = FileHashes(config.resolved_cache_folder / "hashes" / f"{name}.json", files, verify=verify)
+    fingerprint = corpus.fingerprint(hashes.sha256)
+    hashes.save()
+    return fingerprint
+
+
 def _readable_name(config: DataConfig) -> str:
-    hub, path = config.corpus.startswith("hf:"), Path(config.corpus).expanduser()
-    stem = re.sub(r"[^A-Za-z0-9.]+", "-", config.corpus[3:] if hub else path.resolve().name).strip("-.")[:40]
+    if config.sources:
+        name = "-".join(source.name for source in config.sources)
+    elif config.corpus.startswith("hf:"):
+        name = config.corpus[3:]
+    else:
+        name = Path(config.corpus).expanduser().resolve().name
+    stem = re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-.")[:40]
     size = str(config.vocab_size) if config.tokenizer.startswith("bpe") else ""
     return f"{stem or 'corpus'}-{config.tokenizer}{size}"
 
 
 def _build(
-    config: DataConfig, corpora: dict[str, Corpus], key: str, folder: Path, report: Callable[[str], None]
+    config: DataConfig,
+    corpora: OpenCorpora,
+    key: str,
+    folder: Path,
+    work: Path,
+    report: Callable[[str], None],
+    workers: int | None,
 ) -> None:
-    sources = _survey(config, corpora, report)
-    tokenizer = _make_tokenizer(config, sources[0], report)
+    sources = survey_sources(config, corpora, work, report)
+    tokenizer = make_tokenizer(config, sources, work / "tokenizer", report)
     tokenizer.save(folder)
-    limits = {"train": config.max_train_tokens, "valid": config.max_eval_tokens, "test": config.max_eval_tokens}
+    total = sum(source.num_bytes for source in sources)
+    count = default_workers(total) if workers is None else workers
+    progress = Progress(total, report)
+    trained: list[SourceRecord] = []
     with ExitStack() as stack:
         writers = {
-            name: stack.enter_context(
-                SplitWriter(folder, name, tokenizer, separator=config.separator, max_tokens=limits[name])
-            )
+            name: stack.enter_context(SplitWriter(folder, name, tokenizer, separator=config.separator, max_tokens=None))
             for name in SPLITS
         }
-        for source in sources:
-            _tokenize(source, tokenizer, writers, report)
+        crew = stack.enter_context(
+            WorkerProcesses(count, folder, separator=config.separator)
+            if count
+            else NoWorkers(tokenizer, separator=config.separator)
+        )
+        for number, source in enumerate(sources):
+            before = writers["train"].num_tokens
+            for name, writer in writers.items():
+                writer.allow(source.max_tokens[name])
+            tokenize_source(source, tokenizer, writers, crew, work / f"parts-{number}", progress)
+            if source.trained_on:
+                trained.append(SourceRecord(name=source.name, tokens=writers["train"].num_tokens - before))
         records = {name: writer.finish() for name, writer in writers.items()}
     for name, record in records.items():
         if record.tokens == 0:
             raise ValueError(f"the {name} split has no tokens: its documents hold nothing that the tokenizer knows.")
         report(f"{name}: {record.tokens:,} tokens in {record.documents:,} documents, {record.bytes:,} bytes")
+    for source in trained:
+        if source.tokens == 0:
+            raise ValueError(f"source {source.name!r} has no tokens to train on: give it more text or take it out.")
     manifest = Manifest(
         format=FORMAT,
         key=key,
@@ -186,90 +259,17 @@ def _build(
         separator=config.separator,
         dtype=token_dtype(tokenizer.vocab_size).name,
         splits=records,
+        sources=tuple(trained) if config.sources else (),
     )
     write_json_atomically(folder / MANIFEST, to_mapping(manifest))
 
 
-def _survey(config: DataConfig, corpora: dict[str, Corpus], report: Callable[[str], None]) -> list[_Source]:
-    """Read every corpus once and say which split each document belongs to; the one of the train split comes first."""
-    sources = []
-    for role, corpus in corpora.items():
-        report(f"reading {corpus.name} ({corpus.description}; documents: {corpus.rule})")
-        surveyed = survey(corpus)
-        if role == "train":
-            valid_fraction, test_fraction = config.split_fractions
-            splits = assign_splits(surveyed.hashes, valid_fraction=valid_fraction, test_fraction=test_fraction)
-        else:
-            splits = np.full(len(surveyed.hashes), SPLITS.index(role), dtype=np.uint8)
-        sources.append(_Source(corpus=corpus, surveyed=surveyed, splits=splits))
-    return sources
-
-
-def _make_tokenizer(config: DataConfig, source: _Source, report: Callable[[str], None]) -> Tokenizer:
-    if config.tokenizer == "bytes":
-        return ByteTokenizer()
-    if config.tokenizer == "gpt2":
-        assert config.gpt2_folder is not None  # DataConfig saw to that
-        return load_gpt2(config.gpt2_folder)
-    report(f"training the {config.tokenizer} tokenizer with {config.vocab_size} entries")
-    if config.tokenizer == "bpe":
-        chosen = sample_for_tokenizer(source.surveyed, source.splits, TOKENIZER_SAMPLE_BYTES)
-        return train_bpe((document for number, document in source.documents() if chosen[number]), config.vocab_size)
-    return train_whitespace_bpe(_first_lines(source, WHITESPACE_SAMPLE_LINES), config.vocab_size)
-
-
-def _first_lines(source: _Source, count: int) -> Iterator[str]:
-    """Yield the first lines of the train split that are not blank, as the paper's tokenizer was trained on."""
-    for number, document in source.documents():
-        if source.splits[number] != SPLITS.index("train"):
-            continue
-        for line in document.split("\n"):
-            if count == 0:
-                return
-            if line.strip():
-                count -= 1
-                yield line
-
-
-def _tokenize(
-    source: _Source, tokenizer: Tokenizer, writers: dict[str, SplitWriter], report: Callable[[str], None]
-) -> None:
-    """Stream the documents of a source into the writers of their splits."""
-    total, done, reported = int(source.surveyed.num_bytes.sum()), 0, 0
-    fed = [writers[SPLITS[split]] for split in np.unique(source.splits)]
-    waiting: list[tuple[SplitWriter, str, bool]] = []
-    waiting_characters = 0
-
-    def write_waiting() -> None:
-        encoded = tokenizer.encode_many([text for _, text, _ in waiting])
-        for (writer, text, ends_document), ids in zip(waiting, encoded, strict=True):
-            writer.add(text, ids, ends_document=ends_document)
-        waiting.clear()
-
-    for number, document in source.documents():
-        writer = writers[SPLITS[source.splits[number]]]
-        done += int(source.surveyed.num_bytes[number])
-        if not writer.full:
-            parts = list(pieces(document))
-            waiting += [(writer, part, last == len(parts)) for last, part in enumerate(parts, start=1)]
-            waiting_characters += len(document)
-        if waiting_characters >= _CHARACTERS_AT_A_TIME:
-            write_waiting()
-            waiting_characters = 0
-            if done - reported >= _REPORT_EVERY_BYTES:
-                report(f"tokenized {done / 1e6:.0f} of {total / 1e6:.0f} MB")
-                reported = done
-            if all(writer.full for writer in fed):
-                return
-    write_waiting()
-
-
-def _describe(source: _Source) -> CorpusRecord:
+def _describe(source: Source) -> CorpusRecord:
     return CorpusRecord(
         name=source.corpus.name,
         description=source.corpus.description,
         documents_rule=source.corpus.rule,
         documents=len(source.splits),
-        bytes=int(source.surveyed.num_bytes.sum()),
+        bytes=source.num_bytes,
         sha256=source.surveyed.sha256,
     )

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from heedful.data.config import DocumentRule
+from heedful.data.config import PYTHON_STDLIB, DocumentRule
 from heedful.data.documents import documents_in, looks_like_wikitext
+from heedful.data.stamps import file_stamp
 from heedful.files import file_sha256
 from heedful.schema import did_you_mean
 
-PYTHON_STDLIB = "python-stdlib"
 COMPRESSED = (".xz", ".gz")
 _PROSE = (".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".raw", ".tokens")
 _CODE = (".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".rs", ".go", ".java", ".js", ".ts", ".rb", ".sh")
@@ -65,8 +65,12 @@ class Corpus(Protocol):
         """The document rule, never `"auto"`."""
         ...
 
-    def fingerprint(self) -> str:
-        """Return a hash in hexadecimal that changes with the content."""
+    def fingerprint(self, hash_of: Callable[[Path], str] = file_sha256) -> str:
+        """Return a hash in hexadecimal that changes with the content; `hash_of` gives the SHA-256 of a file."""
+        ...
+
+    def state(self) -> str:
+        """Return what changes whenever somebody writes to the corpus: a cheap look, not a hash of the content."""
         ...
 
     def documents(self) -> Iterator[str]:
@@ -107,12 +111,17 @@ class FileCorpus:
     root: Path
     files: tuple[Path, ...]
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, hash_of: Callable[[Path], str] = file_sha256) -> str:
         """Return a hash over the relative path and the stored bytes of every file."""
         digest = hashlib.sha256(self.rule.encode())
         for file in self.files:
-            digest.update(f"{file.relative_to(self.root).as_posix()}\0{file_sha256(file)}\n".encode())
+            digest.update(f"{file.relative_to(self.root).as_posix()}\0{hash_of(file)}\n".encode())
         return digest.hexdigest()
+
+    def state(self) -> str:
+        """Return a hash over size, times and inode of every file."""
+        stamps = (f"{file}\0{file_stamp(file) if file.exists() else None}" for file in self.files)
+        return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
 
     def documents(self) -> Iterator[str]:
         """Yield the documents file by file.

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from heedful.data.config import DocumentRule
 from heedful.data.documents import documents_in
+from heedful.files import file_sha256
 
 _ROWS_AT_A_TIME = 1000
 
@@ -28,9 +30,13 @@ class HubCorpus:
     rule: DocumentRule
     dataset: Any
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, hash_of: Callable[[Path], str] = file_sha256) -> str:
         """Return a hash over the fingerprint that `datasets` keeps of the rows."""
         return hashlib.sha256(f"{self.rule}\0{self.dataset._fingerprint}".encode()).hexdigest()
+
+    def state(self) -> str:
+        """Return the fingerprint: `datasets` never writes to rows that are open."""
+        return self.fingerprint()
 
     def documents(self) -> Iterator[str]:
         """Yield each row as a document, or the documents of all rows read as the lines of one file."""

@@ -11,6 +11,8 @@ import numpy as np
 BATCH_ORDER = 0
 FIND_THE_BLOCK_TRAIN = 1
 FIND_THE_BLOCK_TEST = 2
+MIXTURE = 3
+PROCESS_RANDOMNESS = 3
 
 
 def random_words(seed: int, stream: int, index: int, count: int) -> np.ndarray:

@@ -8,60 +8,14 @@ split, so that no copy of a test document is trained on; and every fraction is m
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from heedful.data.corpora import Corpus
+from heedful.data.surveying import Survey
 
 SPLITS = ("train", "valid", "test")
 _TRAIN, _VALID, _TEST = range(3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Survey:
-    """What one reading of a corpus says about its documents, in their order.
-
-    Attributes:
-        hashes: uint64 (documents,), the first 64 bits of each document's SHA-256.
-        num_bytes: int64 (documents,), UTF-8 bytes of each document.
-        sha256: hash of the whole corpus in hexadecimal: over the SHA-256 of its documents in order, so that neither
-            file names nor compression matter.
-    """
-
-    hashes: np.ndarray
-    num_bytes: np.ndarray
-    sha256: str
-
-
-def survey(corpus: Corpus) -> Survey:
-    """Read a corpus once; 16 bytes a document are kept.
-
-    Raises:
-        ValueError: the corpus has no document.
-    """
-    digest = hashlib.sha256()
-    hashes, sizes = array("Q"), array("q")
-    for document in corpus.documents():
-        encoded = document.encode("utf-8")
-        document_digest = hashlib.sha256(encoded).digest()
-        digest.update(document_digest)
-        hashes.append(int.from_bytes(document_digest[:8], "big"))
-        sizes.append(len(encoded))
-    if not hashes:
-        raise ValueError(f"corpus {corpus.name!r} is empty: it has no document with text in it.")
-    return Survey(
-        hashes=np.frombuffer(hashes, dtype=np.uint64),
-        num_bytes=np.frombuffer(sizes, dtype=np.int64),
-        sha256=digest.hexdigest(),
-    )
-
-
-def document_hash(document: str) -> int:
-    """Return the first 64 bits of a document's SHA-256, as in `Survey.hashes`."""
-    return int.from_bytes(hashlib.sha256(document.encode("utf-8")).digest()[:8], "big")
 
 
 def assign_splits(hashes: np.ndarray, *, valid_fraction: float, test_fraction: float) -> np.ndarray:
@@ -72,7 +26,7 @@ def assign_splits(hashes: np.ndarray, *, valid_fraction: float, test_fraction: f
     Raises:
         ValueError: too few distinct documents to give every split one.
     """
-    distinct, which = np.unique(hashes, return_inverse=True)
+    distinct = np.unique(hashes)
     test = max(1, round(test_fraction * len(distinct))) if test_fraction else 0
     valid = max(1, round(valid_fraction * len(distinct))) if valid_fraction else 0
     if test + valid >= len(distinct):
@@ -81,10 +35,22 @@ def assign_splits(hashes: np.ndarray, *, valid_fraction: float, test_fraction: f
             f"{valid} for validation, {test} for test and some to train on: set documents to 'paragraph' or 'line' to "
             "cut it finer, or name valid_corpus and test_corpus."
         )
-    splits = np.full(len(distinct), _TRAIN, dtype=np.uint8)
-    splits[:test] = _TEST
-    splits[test : test + valid] = _VALID
-    return splits[which]
+    splits = np.full(len(hashes), _TRAIN, dtype=np.uint8)
+    splits[hashes < distinct[test + valid]] = _VALID
+    if test:
+        splits[hashes < distinct[test]] = _TEST
+    return splits
+
+
+def hold_out_together(hashes: Sequence[np.ndarray], splits: Sequence[np.ndarray]) -> None:
+    """Make equal documents of several sources share a split, in place: test before validation before train.
+
+    Each source was split by itself, and the border between the splits lies at another hash in each.
+    """
+    for split in (_TEST, _VALID):
+        held_out = np.unique(np.concatenate([own[of == split] for own, of in zip(hashes, splits, strict=True)]))
+        for own, of in zip(hashes, splits, strict=True):
+            of[np.isin(own, held_out)] = split
 
 
 def sample_for_tokenizer(surveyed: Survey, splits: np.ndarray, budget: int) -> np.ndarray:
@@ -93,8 +59,16 @@ def sample_for_tokenizer(surveyed: Survey, splits: np.ndarray, budget: int) -> n
     Going by hash makes the sample an even one whatever the order of the corpus; the last document taken is the one that
     reaches the budget.
     """
-    train = np.flatnonzero(splits == _TRAIN)
-    by_hash = train[np.argsort(surveyed.hashes[train], kind="stable")]
+    total = int(surveyed.num_bytes.sum())
+    # Hashes are even, so a little more than the budget's share of them will do: sorting all would take memory.
+    limit, everything = 2**64 * 2 * budget // max(total, 1), 2**64 - 1
+    while True:
+        below = (splits == _TRAIN) & (surveyed.hashes <= np.uint64(min(limit, everything)))
+        if limit >= everything or int(surveyed.num_bytes[below].sum()) >= budget:
+            break
+        limit *= 4
+    nearest = np.flatnonzero(below)
+    by_hash = nearest[np.argsort(surveyed.hashes[nearest], kind="stable")]
     before = np.cumsum(surveyed.num_bytes[by_hash]) - surveyed.num_bytes[by_hash]
     chosen = np.zeros(len(splits), dtype=bool)
     chosen[by_hash[before < budget]] = True

@@ -167,6 +167,14 @@ class DecoderLM(nn.Module):
                 names.update(f"{prefix}.{name}" for name in module.parameters_without_decay())
         return names
 
+    def identity_values(self) -> dict[str, Tensor]:
+        """Return, by name, what those parameters are where they change nothing; new tensors, also of sharded ones."""
+        values = {}
+        for prefix, module in self.named_modules():
+            if prefix and hasattr(module, "identity_values"):
+                values.update({f"{prefix}.{name}": value for name, value in module.identity_values().items()})
+        return values
+
     def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write `config.json` and `model.safetensors` into `folder`, each atomically.
 

@@ -157,16 +157,24 @@ class MultiTokenScores(ScoreRule):
     @torch.no_grad()
     def set_initial_values(self) -> None:
         """Make every part the identity."""
-        for kernel in (self.kq_pre, self.kq_post):
-            if kernel is not None:
-                kernel.zero_()
-                kernel[:, -1, (kernel.shape[-1] - 1) // 2] = 1.0
-        for mixing in (self.head_pre, self.head_post):
-            if mixing is not None:
-                mixing.copy_(torch.eye(mixing.shape[-1], device=mixing.device))
+        identities = self.identity_values()
+        for name, parameter in self.named_parameters(recurse=False):
+            parameter.copy_(identities[name])
+
+    def identity_values(self) -> dict[str, Tensor]:
+        """Return new tensors with what each parameter is as the identity, by name, whole also where it is sharded."""
+        values = {}
+        for name, parameter in self.named_parameters(recurse=False):
+            value = torch.zeros(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+            if name.startswith("kq"):
+                value[:, -1, (value.shape[-1] - 1) // 2] = 1.0
+            else:
+                value.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+            values[name] = value
+        return values
 
     def parameters_without_decay(self) -> list[str]:
-        """Return the names of the parameters which weight decay must leave alone."""
+        """Return the names of the parameters which weight decay to zero must leave alone."""
         return [name for name, _ in self.named_parameters(recurse=False)]
 
     def observe(self, *inputs: Tensor) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from heedful.data.config import DataConfig
 from heedful.schema import did_you_mean
 from heedful.tasks.find_the_block import FindTheBlockConfig
 from heedful.train.config import TrainConfig
+from heedful.train.hardware import gpu_named
 
 # Arm names become folder names and table rows.
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_-]*")
@@ -94,6 +95,24 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """What a recipe was sized for. `heedful estimate` starts from it; training asks the machine and torchrun instead.
+
+    Attributes:
+        gpu: a name of `heedful.train.hardware.GPUS`.
+        gpus: how many, one process each.
+    """
+
+    gpu: str = "H200"
+    gpus: int = 1
+
+    def __post_init__(self) -> None:
+        gpu_named(self.gpu)
+        if self.gpus < 1:
+            raise ValueError(f"gpus must be at least 1, got {self.gpus}.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A comparison of several arms under one budget rule.
 
@@ -114,6 +133,7 @@ class Recipe:
     task: LanguageModellingTask | FindTheBlockTask = field(default_factory=LanguageModellingTask)
     data: DataConfig = field(default_factory=DataConfig)
     model: dict[str, Any] = field(default_factory=dict)
+    hardware: Hardware | None = None
 
     def __post_init__(self) -> None:
         if not self.seeds:

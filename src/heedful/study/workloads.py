@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from heedful.data import LanguageModelBatches, TokenDataset, TrainingData, prepare
+from heedful.data import LanguageModelBatches, TokenDataset, Tokenizer, TrainingData, prepare
 from heedful.study.recipe import FindTheBlockTask, LanguageModellingTask, Recipe
 from heedful.tasks.find_the_block import (
     VOCAB_SIZE,
@@ -40,6 +40,7 @@ class Workload(Protocol):
     """What a comparison needs to know of its task."""
 
     vocab_size: int
+    tokenizer: Tokenizer | None
     metrics: tuple[str, ...]
     curve: dict[str, Any]
 
@@ -90,7 +91,7 @@ class LanguageModellingWorkload:
 
     def __init__(self, recipe: Recipe, task: LanguageModellingTask, dataset: TokenDataset) -> None:
         self.recipe, self.task, self.dataset = recipe, task, dataset
-        self.vocab_size = dataset.vocab_size
+        self.vocab_size, self.tokenizer = dataset.vocab_size, dataset.tokenizer
         self.curve = {"key": "val/loss", "label": "validation loss (nats per token)"}
         self._require_text()
 
@@ -213,7 +214,7 @@ class FindTheBlockWorkload:
 
     def __init__(self, recipe: Recipe, task: FindTheBlockTask) -> None:
         self.recipe, self.task = recipe, task
-        self.vocab_size = VOCAB_SIZE
+        self.vocab_size, self.tokenizer = VOCAB_SIZE, None
         self.curve = {"key": "val/error", "label": "validation error (%)"}
 
     def training_data(self, seed: int) -> TrainingData:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from heedful.data.batches import IGNORED, Batch, EpochOrder, fingerprint_of
 from heedful.data.randomness import FIND_THE_BLOCK_TEST, FIND_THE_BLOCK_TRAIN, check_seed
+from heedful.data.shuffling import ORDER_VERSION
 from heedful.tasks.block_samples import ALPHABET, MAX_BLOCK_LENGTH, draw_samples, most_blocks
 
 if TYPE_CHECKING:
@@ -121,14 +122,16 @@ class FindTheBlockData:
     def __init__(self, config: FindTheBlockConfig, seed: int, batch_size: int) -> None:
         """Set up batches of (batch_size, `config.context_length`); nothing is generated yet."""
         self.tokens_per_batch = batch_size * config.context_length
-        self.fingerprint = fingerprint_of(kind="find the block", seed=seed, batch_size=batch_size, **asdict(config))
+        self.fingerprint = fingerprint_of(
+            kind="find the block", order=ORDER_VERSION, seed=seed, batch_size=batch_size, **asdict(config)
+        )
         self._config = config
         self._seed = seed
         self._order = EpochOrder(config.train_samples, batch_size, seed)
 
-    def batch(self, step: int) -> Batch:
-        """Return the batch of a step: a pure function of (seed, step)."""
-        return _batch(self._config, self._seed, FIND_THE_BLOCK_TRAIN, self._order.items(step))
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        """Return some rows of the batch of a step, and generate no others: a pure function of (seed, step, rows)."""
+        return _batch(self._config, self._seed, FIND_THE_BLOCK_TRAIN, self._order.items(step, rows))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +224,7 @@ def _batch(config: FindTheBlockConfig, seed: int, stream: int, indices: np.ndarr
     with_dots = np.full((count, config.resolved_num_blocks, config.block_length + 1), DOT, dtype=np.int64)
     with_dots[:, :, :-1] = drawn.blocks
     query_begin = prompt_end - config.query_letters
-    rows[:, 1:query_begin] = with_dots.reshape(count, -1)
+    rows[:, 1:query_begin] = with_dots.reshape(count, query_begin - 1)
     rows[:, query_begin - 1] = HASH
     rows[:, query_begin:prompt_end] = drawn.query
     block = drawn.blocks[np.arange(count), drawn.target]

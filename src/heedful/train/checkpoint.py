@@ -1,109 +1,248 @@
-"""Checkpoints: complete or absent, checked before they are used, and exact.
+"""Saving and resuming a run: every process writes its part, the first one makes the checkpoint appear.
 
-    checkpoints/step-00000500/   config.json, model.safetensors   the model, as `model.save` writes it
-                                 training.safetensors             optimiser, random states, step durations
-                                 training.json                    everything else, and the SHA-256 of the other files
-    checkpoints/last.json        which folder a resumed run starts from, and the SHA-256 of its training.json
-    checkpoints/best.json        which folder holds the weights with the lowest "val/loss"
-
-A folder is renamed into place when it is complete, and the pointers are replaced after that, best before last, so a
-crash at any moment leaves a run that can be resumed. Reading checks the hashes, the run, and every name and shape
-before the first weight is changed.
+What lies where on disk is in `heedful.train.checkpoint_files`, which tensors are kept in
+`heedful.train.checkpoint_state`. Reading checks the hashes, the run, and every name and shape before the first weight
+is changed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import os
-import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh
 
 from heedful.files import atomic_folder, file_sha256, write_json_atomically
 from heedful.schema import from_mapping, to_mapping
-from heedful.train.optimisation import load_optimizer_tensors, optimizer_tensors
-from heedful.train.run_folder import read_json, require_same_run
-from heedful.train.state import TrainingState
+from heedful.train.checkpoint_files import (
+    FORMAT,
+    STATE,
+    TRAINING,
+    check_files,
+    files_of,
+    new_folder,
+    open_checkpoint,
+    open_named,
+    point_to,
+    remove_unused,
+)
+from heedful.train.checkpoint_state import (
+    cpu_mesh,
+    on_cpu,
+    process_seed,
+    random_states,
+    read_tensors,
+    require_same_tensors,
+    restore_random_states,
+    run_tensors,
+    write_tensors,
+)
+from heedful.train.parallel import whole_weights
+from heedful.train.processes import Processes
+from heedful.train.run_folder import require_same_run
+from heedful.train.state import CheckpointError, TrainingState
 
 if TYPE_CHECKING:
     from heedful.models import DecoderLM
+    from heedful.train.averaging import WeightAverage
+    from heedful.train.optimisation import Optimization
 
-FORMAT = 1
+SECONDS = "training.safetensors"
 
-
-def save_checkpoint(
-    checkpoints: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    state: TrainingState,
-    description: dict[str, Any],
-    *,
-    is_best: bool,
-    keep_all: bool,
-) -> Path:
-    """Write the checkpoint of `state.step`, point last.json (and best.json) to it, remove what nothing points to."""
-    # A folder that a pointer names is never touched: what is written again (an evaluation came later) gets a new name.
-    names = (f"step-{state.step:08d}{f'.{again}' if again else ''}" for again in itertools.count())
-    folder = next(checkpoints / name for name in names if not (checkpoints / name).exists())
-    with atomic_folder(folder) as temporary:
-        save_model: Any = model.save
-        save_model(temporary)
-        tensors = {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(model, optimizer).items()}
-        tensors |= {f"random/{name}": tensor for name, tensor in _random_states(model).items()}
-        tensors["step_seconds"] = torch.tensor(state.step_seconds, dtype=torch.float64)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "training.safetensors")
-        training = {
-            "format": FORMAT,
-            "state": to_mapping(dataclasses.replace(state, step_seconds=())),
-            "run": description,
-            "sha256": {file.name: file_sha256(file) for file in sorted(temporary.iterdir())},
-        }
-        write_json_atomically(temporary / "training.json", training)
-    pointer = {"folder": folder.name, "step": state.step, "sha256": file_sha256(folder / "training.json")}
-    if is_best:
-        write_json_atomically(checkpoints / "best.json", pointer)
-    write_json_atomically(checkpoints / "last.json", pointer)
-    if not keep_all:
-        _remove_unused(checkpoints)
-    return folder
+Export = Callable[[Path, dict[str, Tensor]], object]
 
 
-def load_checkpoint(
-    checkpoints: Path, model: nn.Module, optimizer: torch.optim.Optimizer, description: dict[str, Any]
-) -> TrainingState | None:
-    """Bring model, optimiser and random states to the last checkpoint and return its state, None when there is none.
+class Checkpoints:
+    """The checkpoints of one run, as one of its processes sees them.
 
-    Raises:
-        ValueError: the checkpoint is damaged, belongs to another run, or does not fit the model; the message names the
-            file and what differs. Model, optimiser and files are as before.
+    Args:
+        folder: where they are.
+        model: the model, after `parallelize`.
+        optimization: its optimiser.
+        average: its averaged weights, if they are kept; they are what model.safetensors holds then.
+        description: what the run is (`describe_run`).
+        processes: those of the run.
+        mesh: how they are arranged.
+        device: where this process computes.
+        seed: of the run.
+        keep_last: how many of the newest checkpoints stay besides the best, None for all of them.
+        asynchronous: write in the background; one checkpoint at a time, and the copies it is made of are taken at once.
+        export: writes the weights, whole and on the CPU, into a folder; called in the first process.
     """
-    if not (checkpoints / "last.json").exists():
-        return None
-    if (checkpoints / "best.json").exists():
-        _open(checkpoints, "best")  # found damaged now rather than when the run is over
-    folder, training = _open(checkpoints, "last")
-    training_file = folder / "training.json"
-    require_same_run(training.get("run"), description, training_file)
-    state = from_mapping(TrainingState, training.get("state", {}), f"{training_file}: state")
-    tensors = _load_tensors(folder / "training.safetensors")
-    moments = {
-        name.removeprefix("optimizer/"): tensor for name, tensor in tensors.items() if name.startswith("optimizer/")
-    }
-    weights = _matching_weights(folder / "model.safetensors", model)
-    try:
-        load_optimizer_tensors(model, optimizer, moments)
-    except ValueError as error:
-        raise ValueError(f"{folder / 'training.safetensors'} does not fit the model: {error}") from None
-    model.load_state_dict(weights, strict=False)  # strict was `_matching_weights`, which knows tied parameters
-    _restore_random_states(model, tensors)
-    state.step_seconds = tuple(tensors["step_seconds"].tolist())
-    return state
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimization: Optimization,
+        average: WeightAverage | None,
+        description: dict[str, Any],
+        *,
+        processes: Processes,
+        mesh: DeviceMesh | None,
+        device: torch.device,
+        seed: int,
+        keep_last: int | None,
+        asynchronous: bool,
+        export: Export,
+    ) -> None:
+        self.folder, self.model, self.description = folder, model, description
+        self.average, self.device, self.seed = average, device, seed
+        self.keep_last, self.asynchronous, self.export = keep_last, asynchronous, export
+        self.processes = processes
+        self.tensors = run_tensors(model, optimization, average)
+        self._cpu_mesh = cpu_mesh(mesh) if asynchronous else None
+        # What the background exchanges must not mix with what the training does.
+        self._writers = processes.another_group() if asynchronous else processes
+        self._executor = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self._pending: Future[None] | None = None
+
+    def save(self, state: TrainingState, *, is_best: bool) -> None:
+        """Write the checkpoint of `state.step`, point last.json (and best.json) to it, remove what is not to be kept.
+
+        Written in the background, it may still be incomplete when this returns; `wait` waits for it.
+
+        Raises:
+            CheckpointError: this one or the one before could not be written, in every process.
+        """
+        self.wait()
+        state = dataclasses.replace(state)
+        # The weights that are exported are gathered now, since all processes take part in that.
+        with nullcontext() if self.average is None else self.average.applied():
+            weights = whole_weights(self.model, keep=self.processes.first)
+        tensors = self.tensors | random_states(self.processes, self.device)
+        if self._executor is None:
+            self._write(tensors, weights, state, is_best=is_best)
+        else:
+            staged = on_cpu(tensors, self._cpu_mesh)
+            self._pending = self._executor.submit(self._write, staged, weights, state, is_best=is_best)
+
+    def wait(self) -> None:
+        """Wait until nothing is being written any more.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """End the background thread, after what it is writing; errors are for `wait`."""
+        if self._executor is not None:
+            self._executor.shutdown()
+
+    def load(self, name: str | None = None) -> TrainingState | None:
+        """Bring the run to its last checkpoint, or to the one called `name`, and return its state.
+
+        None when there is no checkpoint. With the number of processes it was written by, the run goes on exactly as if
+        it had not been stopped. With another, random states are drawn anew from (seed, step, process); all else is the
+        same up to rounding.
+
+        Raises:
+            ValueError: the checkpoint is damaged, belongs to another run, or does not fit the model; the message names
+                the file and what differs. Model, optimiser and files are as before.
+        """
+        processes = self.processes
+        found = processes.from_first(lambda: self._find(name))
+        if found is None:
+            return None
+        folder, training = self.folder / found[0], found[1]
+        processes.together(lambda: check_files(folder, training, processes.rank, processes.world_size))
+        processes.together(lambda: require_same_tensors(self.tensors, folder / STATE))
+        same_world = training["world_size"] == processes.world_size
+        wanted = {name: torch.empty_like(value) for name, value in random_states(processes, self.device).items()}
+        if training["device"] != self.device.type:
+            wanted = {name: value for name, value in wanted.items() if name.endswith("/cpu")}
+        read_tensors({**self.tensors, **(wanted if same_world else {})}, folder / STATE, processes)
+        state = from_mapping(TrainingState, training["state"], f"{folder / TRAINING}: state")
+        state.step_seconds = tuple(load_file(folder / SECONDS)["step_seconds"].tolist())
+        if same_world:
+            restore_random_states(wanted, processes, self.device)
+        else:
+            torch.manual_seed(process_seed(self.seed, processes.rank, state.step))
+        return state
+
+    def _find(self, name: str | None) -> tuple[str, dict[str, Any]] | None:
+        """Return the name of the folder to go on from and its training.json; for the first process."""
+        if name is None:
+            if not (self.folder / "last.json").exists():
+                return None
+            if (self.folder / "best.json").exists():  # found damaged now rather than when the run is over
+                best, training = open_checkpoint(self.folder, "best")
+                check_files(best, training)
+            folder, training = open_checkpoint(self.folder, "last")
+        else:
+            folder, training = open_named(self.folder, name)
+        require_same_run(training.get("run"), self.description, folder / TRAINING)
+        return folder.name, training
+
+    def _write(
+        self, tensors: dict[str, Tensor], weights: dict[str, Tensor], state: TrainingState, *, is_best: bool
+    ) -> None:
+        try:
+            if not self._writers.first:
+                self._write_parts(None, tensors, weights, state)
+                return
+            folder = new_folder(self.folder, state.step)
+            with atomic_folder(folder) as temporary:
+                self._write_parts(temporary, tensors, weights, state)
+            point_to(self.folder, folder, state.step, is_best=is_best)
+            if self.keep_last is not None:
+                remove_unused(self.folder, self.keep_last)
+        except OSError as error:
+            raise self._failed(state, error.strerror or str(error)) from error
+        except CheckpointException as error:
+            causes = [cause for cause, _ in error.failures.values()]
+            known = next((cause for cause in causes if isinstance(cause, OSError)), causes[0])
+            raise self._failed(state, getattr(known, "strerror", None) or str(known)) from error
+
+    def _write_parts(
+        self, temporary: Path | None, tensors: dict[str, Tensor], weights: dict[str, Tensor], state: TrainingState
+    ) -> None:
+        """Fill a folder, each process with its part; `temporary` is known to the first process alone."""
+        writers = self._writers
+        folder = Path(writers.from_first(lambda: str(temporary)))
+        write_tensors(tensors, folder / STATE, writers)
+        if writers.first:
+            writers.together(lambda: self._write_rest(folder, weights, state))
+        else:
+            writers.together(lambda: None)
+        hashes: dict[str, str] = {}
+        for part in writers.together(lambda: self._hash_part(folder)):
+            hashes |= part
+        if writers.first:
+            training = {
+                "format": FORMAT,
+                "world_size": writers.world_size,
+                "device": self.device.type,
+                "state": to_mapping(dataclasses.replace(state, step_seconds=())),
+                "run": self.description,
+                "sha256": dict(sorted(hashes.items())),
+            }
+            write_json_atomically(folder / TRAINING, training)
+
+    def _write_rest(self, folder: Path, weights: dict[str, Tensor], state: TrainingState) -> None:
+        self.export(folder, weights)
+        save_file({"step_seconds": torch.tensor(state.step_seconds, dtype=torch.float64)}, folder / SECONDS)
+
+    def _hash_part(self, folder: Path) -> dict[str, str]:
+        mine = files_of(folder)[self._writers.rank :: self._writers.world_size]
+        return {path.relative_to(folder).as_posix(): file_sha256(path) for path in mine}
+
+    def _failed(self, state: TrainingState, reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"the checkpoint of step {state.step} could not be written to {self.folder} ({reason}). Those before it are "
+            "untouched: when the cause is removed, --resume goes on from the last of them."
+        )
 
 
 def best_folder(folder: str | Path) -> Path:
@@ -112,7 +251,9 @@ def best_folder(folder: str | Path) -> Path:
     Raises:
         ValueError: there is no checkpoint, or it is damaged.
     """
-    return _open(Path(folder) / "checkpoints", "best")[0]
+    best, training = open_checkpoint(Path(folder) / "checkpoints", "best")
+    check_files(best, training)
+    return best
 
 
 def load_best(folder: str | Path, device: str | torch.device = "cpu") -> DecoderLM:
@@ -124,81 +265,3 @@ def load_best(folder: str | Path, device: str | torch.device = "cpu") -> Decoder
     from heedful.models import load_decoder
 
     return load_decoder(best_folder(folder), device=device)
-
-
-def _open(checkpoints: Path, pointer_name: str) -> tuple[Path, dict[str, Any]]:
-    pointer_file = checkpoints / f"{pointer_name}.json"
-    pointer = read_json(pointer_file)
-    if not isinstance(pointer, dict) or not {"folder", "sha256"} <= pointer.keys():
-        raise ValueError(f"{pointer_file} is damaged: it names no checkpoint folder.")
-    folder = checkpoints / Path(str(pointer["folder"])).name
-    moved_aside = checkpoints / f".{folder.name}.old"
-    if moved_aside.is_dir() and not folder.exists():  # a crash while `atomic_folder` exchanged the two
-        os.replace(moved_aside, folder)
-    _require_hash(folder / "training.json", pointer["sha256"], pointer_file)
-    training = read_json(folder / "training.json")
-    if not isinstance(training, dict) or training.get("format") != FORMAT:
-        raise ValueError(
-            f"{folder / 'training.json'} is not a checkpoint of format {FORMAT}, the one this version reads."
-        )
-    for name, expected in training["sha256"].items():
-        _require_hash(folder / name, expected, folder / "training.json")
-    return folder, training
-
-
-def _require_hash(file: Path, expected: str, source: Path) -> None:
-    if not file.is_file():
-        raise ValueError(f"{file} is missing, although {source} names it; the checkpoint is incomplete.")
-    found = file_sha256(file)
-    if found != expected:
-        raise ValueError(
-            f"{file} is damaged: its SHA-256 begins {found[:12]} and {source} says {str(expected)[:12]}. "
-            "Put back the file from a copy, or start again in another folder."
-        )
-
-
-def _load_tensors(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error}.") from None
-
-
-def _matching_weights(file: Path, model: nn.Module) -> dict[str, Tensor]:
-    weights, own = _load_tensors(file), model.state_dict()
-    stored = {own[name].data_ptr() for name in weights if name in own}
-    problems = [f"{name} is not in the model" for name in weights if name not in own]
-    problems += [
-        f"{name} is missing" for name, tensor in own.items() if name not in weights and tensor.data_ptr() not in stored
-    ]  # a tied parameter is stored under one of its names
-    problems += [
-        f"{name} is {tuple(weights[name].shape)} there and {tuple(own[name].shape)} here"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise ValueError(f"{file} does not fit the model: {shown}.")
-    return weights
-
-
-def _random_states(model: nn.Module) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    device = next(model.parameters()).device
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
-
-
-def _restore_random_states(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    torch.set_rng_state(tensors["random/cpu"])
-    device = next(model.parameters()).device
-    if device.type == "cuda" and "random/cuda" in tensors:  # a run that moved from the CPU has none
-        torch.cuda.set_rng_state(tensors["random/cuda"], device)
-
-
-def _remove_unused(checkpoints: Path) -> None:
-    used = {read_json(file)["folder"] for file in checkpoints.glob("*.json")}
-    for folder in [*checkpoints.glob("step-*"), *checkpoints.glob(".step-*")]:  # the hidden ones are left by a crash
-        if folder.name not in used:
-            shutil.rmtree(folder)

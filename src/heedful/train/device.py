@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 def resolve_device(name: str) -> torch.device:
     """Return the device called `name`; "auto" is CUDA when there is one, else the CPU.
+
+    "auto" and "cuda" are the GPU that LOCAL_RANK names where torchrun started several processes on this machine.
 
     Raises:
         ValueError: an unknown device, or one this machine or this build of torch does not have.
@@ -33,7 +36,10 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError(
             f"device {name!r} is not available: torch {torch.__version__} ({build}) finds no GPU. Use cpu or auto."
         )
-    index = torch.cuda.current_device() if device.index is None else device.index
+    index = device.index
+    if index is None:
+        several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1
+        index = int(os.environ["LOCAL_RANK"]) if several else torch.cuda.current_device()
     if index >= torch.cuda.device_count():
         raise ValueError(
             f"device {name!r} does not exist; this machine has {torch.cuda.device_count()} GPU(s), counted from 0."

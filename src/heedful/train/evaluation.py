@@ -16,7 +16,8 @@ from torch import nn
 from heedful.data.batches import Batch
 from heedful.train.device import autocast, computing_on, require_precision, resolve_device
 from heedful.train.fitting import require_room
-from heedful.train.loss import attention_mask, cross_entropy, to_device
+from heedful.train.processes import Processes, current_processes
+from heedful.train.loss import to_device, token_losses
 
 if TYPE_CHECKING:
     from heedful.data.shards import TokenSplit
@@ -63,6 +64,9 @@ def evaluate_perplexity(
     of the window before, the first one with `end_of_text`; the last window is as long as it needs to be. The model is
     in evaluation mode meanwhile and afterwards as it was. Losses are float32 per token and summed in float64.
 
+    Within a run of several processes all of them must call it with the same arguments; each scores its share of the
+    windows, and all get the sum.
+
     Args:
         model: called as `logits, _ = model(tokens, mask=...)`.
         split: the tokens.
@@ -88,13 +92,16 @@ def evaluate_perplexity(
     largest_token = max(int(split.tokens.max()), end_of_text)
     require_room(model, context_length=min(context_length, split.num_tokens), largest_token=largest_token)
     nats = torch.zeros((), dtype=torch.float64, device=place)
+    processes = current_processes()
+    windows = _windows(split, context_length, batch_size, end_of_text, mask_documents=mask_documents)
     with evaluating(model), torch.no_grad(), computing_on(place):
-        for batch in _windows(split, context_length, batch_size, end_of_text, mask_documents=mask_documents):
+        for batch, counts in _share(windows, processes):
             batch = to_device(batch, place)
             with autocast(precision, place):
-                logits, _ = model(batch.tokens, mask=attention_mask(batch))
-            nats += cross_entropy(logits, batch.targets, reduction="none").double().sum()
-    total = nats.item()
+                losses = token_losses(model, batch)
+            if counts:
+                nats += losses.double().sum()
+    total = processes.sum(nats.cpu()).item()
     loss = total / split.num_tokens
     return Perplexity(
         nats=total,
@@ -135,6 +142,21 @@ def _windows(
         positions = np.arange(begin - 1, end - 1)  # -1 is the end of text before the split, a document of its own
         rows = [torch.from_numpy(part).view(-1, length) for part in (tokens, targets, split.document_ids(positions))]
         yield Batch(rows[0], rows[1], rows[2] if mask_documents else None)
+
+
+def _share(batches: Iterator[Batch], processes: Processes) -> Iterator[tuple[Batch, bool]]:
+    """Yield this process's share of some batches, each with whether it counts.
+
+    Every process gets the same number of them, since a sharded model can only be run by all at once: those who would
+    get one fewer compute somebody else's last one again, which does not count.
+    """
+    batch, number = None, -1
+    for number, batch in enumerate(batches):
+        if number % processes.world_size == processes.rank:
+            yield batch, True
+    missing = -(number + 1) % processes.world_size  # of the last round
+    if batch is not None and processes.rank >= processes.world_size - missing:
+        yield batch, False
 
 
 def _context_rule(context_length: int, *, mask_documents: bool) -> str:

@@ -20,7 +20,7 @@ def require_trainable(model: nn.Module, data: TrainingData, config: TrainConfig)
             shape the configuration says or does not fit the model.
     """
     if not callable(getattr(model, "save", None)):
-        raise ValueError(f"{type(model).__name__} has no save(folder) method, which checkpoints need.")
+        raise ValueError(f"{type(model).__name__} has no save(folder, weights) method, which checkpoints need.")
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise ValueError(

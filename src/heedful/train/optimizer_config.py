@@ -21,7 +21,7 @@ class ParameterRule:
     Attributes:
         parameters: a pattern for names, with `*` and `?`, such as `"*.kq_pre"`; it must match one at least.
         learning_rate_factor: multiplies the learning rate, 0 or more.
-        weight_decay: replaces the weight decay; None leaves it as it is.
+        weight_decay: replaces the coefficient of weight decay, also where there was none; None leaves it as it is.
     """
 
     parameters: str
@@ -41,15 +41,16 @@ class OptimizerConfig:
 
     Attributes:
         kind: "adamw", or "muon": orthogonalised momentum for the two-dimensional weights inside the blocks.
-        learning_rate: the peak of the schedule.
+        learning_rate: the peak of the schedule, for both methods: Muon's step is scaled to the size of AdamW's.
         betas: AdamW's decay rates of the running mean and mean square of the gradient, each in [0, 1).
         eps: added to AdamW's denominator.
-        momentum: Muon's, in [0, 1).
-        weight_decay: the coefficient; the schedule scales it together with the learning rate.
+        momentum: Muon's, in [0, 1), with Nesterov's look ahead.
+        weight_decay: the coefficient c of p <- p - rate c p, for both methods; the schedule scales it together with
+            the learning rate.
         decay: "matrices" decays every parameter of two or more dimensions except those the model names in
             `parameters_without_decay()`; "all" decays everything, as the published boosted runs do.
-        kernel_decay: what happens to the parameters that "matrices" leaves out because the model names them (kernels
-            and head mixing): "none" leaves them alone, "identity" pulls them to their identity with `weight_decay`.
+        kernel_decay: what happens to the parameters that the model names (kernels and head mixing): "none" leaves them
+            to `decay`; "identity" pulls them to their identity instead, p <- p - rate c (p - identity).
         rules: exceptions for parameters by name.
         gradient_clip: largest global gradient norm; 0 switches clipping off (the norm is still measured).
         ema_decay: keep an exponential moving average of the weights, which is what is evaluated and exported; 0 is off.
@@ -87,12 +88,13 @@ class ScheduleConfig:
     """Linear warm-up to the peak learning rate, then a decay to `final_ratio` of it.
 
     Attributes:
-        kind: how the rate falls after the warm-up; "constant" stays at the peak and ignores `final_ratio`, "wsd" (warm
-            up, stay, decay) stays there too and falls linearly over the last `decay_fraction` of the steps.
+        kind: how the rate falls after the warm-up; "constant" stays at the peak and ignores `final_ratio`, "wsd"
+            (warm-up, stable, decay) stays there too and falls linearly over the last `decay_fraction` of the steps.
+            `heedful.train.learning_rate` has the formulas.
         warmup_steps: steps before the peak is reached; 0 starts at the peak.
         final_ratio: learning rate at the end of the run as a fraction of the peak, in [0, 1]; 0 with "linear" is
             linear to zero.
-        decay_fraction: the part of all steps over which "wsd" falls, in (0, 1].
+        decay_fraction: the part of all steps over which "wsd" falls, in (0, 1]; never into the warm-up.
     """
 
     kind: ScheduleKind = "cosine"

@@ -29,8 +29,21 @@ if TYPE_CHECKING:
 # More would bury the reason; another mechanism differs in dozens of fields.
 SHOWN_DIFFERENCES = 8
 
-# These change how a run is watched or where it computes, not what is computed.
-MAY_CHANGE_ON_RESUME = ("train.device", "train.log_every", "train.checkpoint_every", "train.keep")
+# These change how a run is watched, spread and kept, not what is computed beyond rounding.
+MAY_CHANGE_ON_RESUME = (
+    "train.device",
+    "train.accumulation",
+    "train.parallel",
+    "train.compile",
+    "train.log_every",
+    "train.probe_every",
+    "train.checkpoint_every",
+    "train.keep",
+    "train.keep_last",
+    "train.asynchronous_checkpoints",
+    "train.trackers",
+    "train.loss.chunk_tokens",
+)
 
 
 def describe_run(model: nn.Module, data: TrainingData, config: TrainConfig) -> dict[str, Any]:
@@ -54,7 +67,7 @@ def require_same_run(found: Any, expected: dict[str, Any], where: Path) -> None:
     differences = [
         f"{name} is {there.get(name, 'absent')!r} there and {here.get(name, 'absent')!r} here"
         for name in dict.fromkeys([*there, *here])
-        if name not in MAY_CHANGE_ON_RESUME and there.get(name) != here.get(name)
+        if not _may_change(name) and there.get(name) != here.get(name)
     ]
     if differences:
         shown, more = differences[:SHOWN_DIFFERENCES], len(differences) - SHOWN_DIFFERENCES
@@ -62,6 +75,10 @@ def require_same_run(found: Any, expected: dict[str, Any], where: Path) -> None:
             f"{where} belongs to another run: {'; '.join(shown)}{f'; and {more} more' if more > 0 else ''}. "
             "Resume with the same settings or use another folder."
         )
+
+
+def _may_change(name: str) -> bool:
+    return any(name == may or name.startswith(f"{may}.") for may in MAY_CHANGE_ON_RESUME)
 
 
 def claim_folder(folder: Path, description: dict[str, Any], *, resume: bool) -> None:
@@ -83,7 +100,9 @@ def claim_folder(folder: Path, description: dict[str, Any], *, resume: bool) -> 
     require_same_run(read_json(folder / "config.json"), description, folder / "config.json")
 
 
-def record_start(folder: Path, description: dict[str, Any], device: torch.device, step: int) -> None:
+def record_start(
+    folder: Path, description: dict[str, Any], device: torch.device, step: int, world_size: int = 1
+) -> None:
     """Write config.json and add this process to environment.json."""
     environments_file = folder / "environment.json"
     write_json_atomically(folder / "config.json", description)

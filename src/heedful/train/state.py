@@ -11,6 +11,10 @@ class DivergenceError(ValueError):
     """The loss or the gradient norm of a step is not finite; the checkpoints before it are untouched."""
 
 
+class CheckpointError(ValueError):
+    """A checkpoint could not be written; those before it are untouched."""
+
+
 @dataclass(kw_only=True)
 class TrainingState:
     """Everything that goes on after a resume besides weights, optimiser and random states.

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from heedful.train.processes import ALONE, Processes
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -26,7 +28,8 @@ class StepRecord:
 class StepBuffer:
     """Collects steps between `start` and `finish` without waiting for the device; `read` waits once for all of them."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, processes: Processes = ALONE) -> None:
+        self._processes = processes
         self._on_gpu = device.type == "cuda"
         self._steps: list[int] = []
         self._values: list[Tensor] = []
@@ -37,19 +40,20 @@ class StepBuffer:
         self._mark()
 
     def finish(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
-        """Mark the end of a step and keep its two 0-dimensional results."""
+        """Mark the end of a step and keep its two 0-dimensional results: this process's share of the loss, and the norm."""
         self._mark()
         self._steps.append(step)
         self._values += [loss, grad_norm]
 
     def read(self) -> list[StepRecord]:
-        """Return the steps since the last call, oldest first."""
+        """Return the steps since the last call, oldest first; the losses are summed over all processes."""
         if not self._steps:
             return []
-        values = torch.stack([value.float() for value in self._values]).tolist()
+        values = torch.stack([value.float() for value in self._values]).cpu().view(-1, 2)
+        losses = self._processes.sum(values[:, 0].double()).tolist()
         records = [
-            StepRecord(step, values[2 * i], values[2 * i + 1], self._seconds(2 * i))
-            for i, step in enumerate(self._steps)
+            StepRecord(step, losses[i], norm, self._seconds(2 * i))
+            for i, (step, norm) in enumerate(zip(self._steps, values[:, 1].tolist(), strict=True))
         ]
         self._steps, self._values, self._marks = [], [], []
         return records

@@ -1,0 +1,84 @@
+"""On a CUDA device a training step waits for nothing, and its loss is what it is on the CPU."""
+
+import pytest
+import torch
+
+from heedful.data.batches import IGNORED, Batch
+from heedful.models import DecoderLM, decoder_config
+from heedful.train import TrainConfig
+from heedful.train.chunked_cross_entropy import chunked_cross_entropy
+from heedful.train.step_timing import time_steps, training_step
+from tolerance import bound, largest_difference
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; `make gpu` runs it"),
+]
+
+ROWS, CONTEXT, VOCABULARY = 4, 64, 320
+
+
+class RandomData:
+    """Rows of random tokens, of two documents each, not all of them scored."""
+
+    tokens_per_batch = ROWS * CONTEXT
+    fingerprint = "random"
+
+    def batch(self, step, rows=None):
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(VOCABULARY, (ROWS, CONTEXT + 1), generator=generator)
+        targets = tokens[:, 1:].clone()
+        targets[:, :5] = IGNORED
+        documents = (torch.arange(CONTEXT) >= 20).long().expand(ROWS, CONTEXT).contiguous()
+        return Batch(tokens[:, :-1], targets, documents)
+
+
+def step_of(preset, **fields):
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 128, "num_layers": 2, "num_heads": 4, "max_positions": CONTEXT}
+    model = DecoderLM(decoder_config(preset, **sizes, norm="rms", position_embedding="learned"))
+    config = TrainConfig(steps=20, batch_size=ROWS, context_length=CONTEXT, device="cuda", **fields)
+    return training_step(model, RandomData(), config)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("preset", ["standard", "boosted", "nonlinear-query", "multi-token", "twicing", "differential"])
+def test_a_step_waits_for_nothing(preset, precision):
+    with step_of(preset, precision=precision, accumulation=2) as step:
+        for _ in range(3):  # caches are filled and kernels compiled first
+            step.take()
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            loss, norm = step.take()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+        assert bool(loss.isfinite() & norm.isfinite())
+
+
+def test_a_step_is_measured():
+    with step_of("standard", precision="bfloat16") as step:
+        timing = time_steps(step, steps=3)
+    assert timing.device == torch.cuda.get_device_name()
+    assert timing.seconds > 0
+    assert sum(timing.shares.values()) == pytest.approx(1.0)
+    assert timing.peak_memory_bytes > 16 * sum(parameter.numel() for parameter in step.model.parameters())
+
+
+@pytest.mark.parametrize("chunk_tokens", [7, None])
+def test_the_chunked_loss_in_float32_is_that_of_float64_on_the_cpu(chunk_tokens):
+    hidden, weight = torch.randn(3, 33, 16), torch.randn(501, 16)
+    targets = torch.randint(501, (3, 33))
+    targets[0, :9] = IGNORED
+
+    def loss_and_gradients(hidden, weight):
+        inputs = [tensor.detach().requires_grad_() for tensor in (hidden, weight)]
+        at = {"z_loss": 0.1, "chunk_tokens": chunk_tokens}
+        objective, _ = chunked_cross_entropy(*inputs, None, targets.to(hidden.device), **at)
+        return [objective, *torch.autograd.grad(objective, inputs)]
+
+    exact = loss_and_gradients(hidden.double(), weight.double())
+    found = loss_and_gradients(hidden.cuda(), weight.cuda())
+    scale = torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps
+    for index, (one, other) in enumerate(zip(found, exact, strict=True)):
+        allowed = scale * bound(lambda h, w, index=index: loss_and_gradients(h, w)[index], hidden, weight)
+        assert largest_difference(one.cpu().double(), other) <= allowed
