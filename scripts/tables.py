@@ -26,6 +26,7 @@ from scripts.benchmark_tables import (
     results_of,
     tile_step_tables,
 )
+from scripts.strategy_table import strategy_table
 
 ROOT = Path(__file__).parent.parent
 COMPARISONS = ("demo", "demo-find-the-block", "wiki-10m-small")
@@ -46,6 +47,7 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "model-step": model_step_tables,
             "tile-steps": tile_step_tables,
         },
+        ROOT / "docs/parallel.md": {"strategies": strategy_table},
         ROOT / "docs/upcycling.md": {"upcycling": upcycling_table},
         ROOT / "docs/results.md": {name: partial(comparison_table, name) for name in COMPARISONS},
     }

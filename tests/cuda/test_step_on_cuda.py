@@ -1,5 +1,7 @@
 """On a CUDA device a training step waits for nothing, and its loss is what it is on the CPU."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -34,8 +36,8 @@ class RandomData:
 
 
 def step_of(preset, **fields):
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": 128, "num_layers": 2, "num_heads": 4, "max_positions": CONTEXT}
-    model = DecoderLM(decoder_config(preset, **sizes, norm="rms", position_embedding="learned"))
+    sizes: dict[str, Any] = {"hidden_size": 128, "num_layers": 2, "num_heads": 4, "max_positions": CONTEXT}
+    model = DecoderLM(decoder_config(preset, vocab_size=VOCABULARY, norm="rms", position_embedding="learned", **sizes))
     config = TrainConfig(steps=20, batch_size=ROWS, context_length=CONTEXT, device="cuda", **fields)
     return training_step(model, RandomData(), config)
 
@@ -71,10 +73,10 @@ def test_the_chunked_loss_in_float32_is_that_of_float64_on_the_cpu(chunk_tokens)
     targets[0, :9] = IGNORED
 
     def loss_and_gradients(hidden, weight):
-        inputs = [tensor.detach().requires_grad_() for tensor in (hidden, weight)]
-        at = {"z_loss": 0.1, "chunk_tokens": chunk_tokens}
-        objective, _ = chunked_cross_entropy(*inputs, None, targets.to(hidden.device), **at)
-        return [objective, *torch.autograd.grad(objective, inputs)]
+        hidden, weight = (tensor.detach().requires_grad_() for tensor in (hidden, weight))
+        on_device = targets.to(hidden.device)
+        objective, _ = chunked_cross_entropy(hidden, weight, None, on_device, z_loss=0.1, chunk_tokens=chunk_tokens)
+        return [objective, *torch.autograd.grad(objective, [hidden, weight])]
 
     exact = loss_and_gradients(hidden.double(), weight.double())
     found = loss_and_gradients(hidden.cuda(), weight.cuda())

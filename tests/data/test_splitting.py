@@ -61,3 +61,36 @@ def test_the_tokenizer_sample_is_train_documents_up_to_the_budget() -> None:
     assert sample_for_tokenizer(surveyed, splits, budget=10**9).sum() == (splits == TRAIN).sum()
     # Spread over the corpus, not its beginning: the mean place of 50 of 160 evenly drawn is within 4 deviations of 100.
     assert abs(np.flatnonzero(chosen).mean() - 99.5) < 4 * 58 / 50**0.5
+
+
+@given(st.lists(st.lists(st.text("abc", min_size=1, max_size=3), min_size=3, max_size=40), min_size=2, max_size=4))
+def test_equal_documents_of_several_sources_share_a_split_test_before_validation_before_train(
+    sources: list[list[str]],
+) -> None:
+    hashes = [hashes_of(texts) for texts in sources]
+    if any(len(set(texts)) < 3 for texts in sources):
+        return
+    before = [assign_splits(own, valid_fraction=0.2, test_fraction=0.2) for own in hashes]
+    after = [own.copy() for own in before]
+    hold_out_together(hashes, after)
+    said: dict[str, set[int]] = {}
+    for texts, own in zip(sources, before, strict=True):
+        for text, split in zip(texts, own.tolist(), strict=True):
+            said.setdefault(text, set()).add(split)
+    for texts, own in zip(sources, after, strict=True):
+        for text, split in zip(texts, own.tolist(), strict=True):
+            assert split == (TEST if TEST in said[text] else VALID if VALID in said[text] else TRAIN)
+
+
+@pytest.mark.parametrize("budget", [1, 100, 3000, 19_000])
+def test_the_tokenizer_sample_does_not_depend_on_how_it_is_found(budget: int) -> None:
+    texts = [f"document {i}" * (1 + i % 7) for i in range(300)]
+    hashes, sizes = hashes_of(texts), np.array([len(text) for text in texts])
+    splits = assign_splits(hashes, valid_fraction=0.1, test_fraction=0.1)
+    chosen = sample_for_tokenizer(Survey(hashes=hashes, num_bytes=sizes, sha256=""), splits, budget)
+    expected, total = set(), 0
+    for number in sorted(np.flatnonzero(splits == TRAIN).tolist(), key=lambda i: int(hashes[i])):
+        if total < budget:
+            expected.add(number)
+            total += int(sizes[number])
+    assert set(np.flatnonzero(chosen).tolist()) == expected

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from tiny_run import CopyData, tiny_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from heedful.models import DecoderLM
@@ -39,6 +39,7 @@ def shard(model: DecoderLM, mesh: DeviceMesh, *, root: bool) -> None:
         fully_shard(block, mesh=mesh)
     if root:
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        register_fsdp_forward_method(model, "hidden_states")
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from heedful.train import OptimizerConfig, peak_tensor_bytes
 from heedful.train.config import LossConfig
 from heedful.train.gradients import forward_backward
 from heedful.train.loss import TrainingLoss
-from heedful.train.optimisation import make_optimizer
+from heedful.train.optimisation import Optimization
 
 MEGABYTE = 2**20
 
@@ -58,13 +58,12 @@ def test_memory_from_before_that_is_not_resident_does_not_count() -> None:
 def test_a_larger_model_needs_more_and_the_figure_is_the_same_every_time() -> None:
     def peak(hidden_size: int) -> int:
         model = tiny_model("boosted", hidden_size=hidden_size)
-        optimizer = make_optimizer(model, OptimizerConfig())
+        optimization = Optimization(model, OptimizerConfig())
 
         def step() -> None:
             batch, loss = CopyData().batch(0), TrainingLoss(model, LossConfig())
             forward_backward(loss, batch, accumulation=1, device=torch.device("cpu"), precision="float32")
-            optimizer.step()
-            optimizer.zero_grad()
+            optimization.step(1e-3)
 
         return peak_tensor_bytes(step, resident=model.parameters())
 

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_folders import TOKENS_PER_BATCH, add_line, make_run, training_line
+from tiny_run import run
 
 from heedful.train.run_state import LOCK, find_runs, is_locked, locked_folder, run_state
+from run_folders import TOKENS_PER_BATCH, add_line, make_run, training_line
 
 HOLD = """
 import sys, time
@@ -209,3 +210,28 @@ def test_the_state_is_told_of_a_folder_that_one_may_only_read(tmp_path: Path, ho
         assert run_state(folder).state == "running"
     finally:
         folder.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGKILL, "stopped"), (signal.SIGTERM, "interrupted")], ids=["SIGKILL", "SIGTERM"]
+)
+def test_a_real_run_is_told_apart_by_how_it_ends(tmp_path: Path, number: int, expected: str) -> None:
+    folder = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = Path(__file__).parent / "tiny_run.py"
+    process = subprocess.Popen([sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, env=environment)
+    try:
+        while (state := run_state(folder)).step < 8:  # there is a checkpoint by then
+            assert process.poll() is None, "it ended before anybody looked"
+        assert state.state == "running"
+        assert state.steps == 24
+        process.send_signal(number)
+        process.wait()
+    finally:
+        process.kill()
+        process.communicate()
+    assert run_state(folder).state == expected
+    run(folder, resume=True)
+    finished = run_state(folder)
+    assert (finished.state, finished.step, finished.resumed) == ("finished", 24, 1)
+    assert finished.processes == 1

@@ -1,4 +1,4 @@
-"""The command line: `heedful train | compare | runs | report | evaluate | generate | export | convert | info`.
+"""The command line: `heedful train | compare | range-test | runs | report | evaluate | generate | export | convert | info`.
 
 Each command is one file: a dataclass whose fields are its arguments and whose `run` does the work. Wrong input of any
 kind ends with one sentence on standard error and exit status 2, an interruption with 130.
@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from heedful.cli.bench import Bench
 from heedful.cli.compare import Compare
 from heedful.cli.convert import Convert
 from heedful.cli.evaluate import Evaluate
@@ -21,6 +22,8 @@ from heedful.cli.export import Export
 from heedful.cli.generate import Generate
 from heedful.cli.info import Info
 from heedful.cli.overrides import split_overrides
+from heedful.cli.prepare import Prepare
+from heedful.cli.range_test import RangeTest
 from heedful.cli.report import Report
 from heedful.cli.runs import Runs
 from heedful.cli.train import Train
@@ -32,6 +35,9 @@ _EXTRAS = {"transformers": "hf", "datasets": "hf", "lm_eval": "eval"}
 Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[RangeTest, tyro.conf.subcommand("range-test")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Runs, tyro.conf.subcommand("runs")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
@@ -95,9 +101,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
-        _complain(
-            f"this needs {error.name}, which is not installed: pip install 'heedful[{_EXTRAS[error.name]}]'."
-        )
+        _complain(f"this needs {error.name}, which is not installed: pip install 'heedful[{_EXTRAS[error.name]}]'.")
         return 2
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):

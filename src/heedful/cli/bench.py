@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,12 +18,15 @@ SHOWN_OPERATORS = 15
 
 
 @dataclass(frozen=True)
-class BenchStep:
+class Bench:
     """Time training steps of one arm of a recipe, as `heedful train` takes them.
 
     Prints tokens per second, the rate of floating-point operations and what part of the device's peak that is (MFU),
     peak memory, and the shares of data, forward pass, backward pass and optimiser. Nothing is trained or kept.
     """
+
+    what: Annotated[Literal["step"], tyro.conf.Positional]
+    """What to measure."""
 
     recipe: Annotated[Path, tyro.conf.Positional]
     """Recipe in TOML, such as recipes/demo.toml."""
@@ -86,17 +89,6 @@ class BenchStep:
         if operators is not None:
             _print_operators(operators)
             print(f"trace in {self.profile}")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Measure what a recipe costs on this machine: `step` times training steps."""
-
-    what: Annotated[BenchStep, tyro.conf.subcommand("step")]
-
-    def run(self, overrides: dict[str, Any]) -> None:
-        """Run the chosen measurement."""
-        self.what.run(overrides)
 
 
 def step_figures(

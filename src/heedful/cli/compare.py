@@ -35,7 +35,13 @@ class Compare:
         from heedful.study.plan import make_plan
         from heedful.study.recipe_file import load_recipe
         from heedful.study.table import render_terminal
+        from heedful.train.processes import environment_world_size
 
+        if environment_world_size() > 1:
+            raise ValueError(
+                "heedful compare trains its arms one after the other in one process; start it without torchrun, or "
+                "train single arms with torchrun -m heedful train."
+            )
         recipe = load_recipe(self.recipe, overrides)
         if self.dry_run:
             for line in make_plan(recipe, lambda line: print(line, file=sys.stderr)).lines():

@@ -65,7 +65,10 @@ def describe_arm(planned: PlannedArm, learning_rate: float, seed: int) -> str:
 
 
 def write_run_description(folder: Path, plan: Plan, planned: PlannedArm, seed: int) -> None:
-    """Write the recipe, and for text the tokenizer, into the run's folder."""
+    """Write the recipe, what the data are, and for text the tokenizer, into the run's folder.
+
+    data.json is what the data set says of itself, its manifest included: corpora, splits and all their hashes.
+    """
     from heedful.study.recipe_file import recipe_mapping
 
     plan.workload.save_tokenizer(folder)
@@ -76,6 +79,9 @@ def write_run_description(folder: Path, plan: Plan, planned: PlannedArm, seed: i
         "seed": seed,
     }
     write_json_atomically(folder / "recipe.json", description)
+    dataset = getattr(plan.workload, "dataset", None)  # of a task that makes its samples there is none
+    manifest = {} if dataset is None else {"manifest": dataset.manifest}
+    write_json_atomically(folder / "data.json", {**plan.workload.describe(), **manifest})
 
 
 def open_run(folder: Path, overrides: dict[str, Any]) -> TrainedRun:

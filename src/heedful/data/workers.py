@@ -134,10 +134,7 @@ class WorkerProcesses:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    import heedful
-    import heedful.data
-
-    paths = {module.__name__: list(module.__path__) for module in (heedful, heedful.data)}
+    paths = {name: list(sys.modules[name].__path__) for name in ("heedful", "heedful.data")}
     # The library's own threads would compete with the other workers.
     environment = {**os.environ, "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

@@ -105,7 +105,8 @@ class BlendedHeadOutputSteps(nn.Module):
     def __init__(self, config: BlendedHeadOutput, width: int, eps: float) -> None:
         super().__init__()
         self.norm = RMSNorm(width, eps=eps) if config.norm else None
-        self.share = nn.Parameter(torch.zeros(())) if config.norm else None
+        # Of one dimension, since parameters of none cannot be sharded.
+        self.share = nn.Parameter(torch.zeros(1)) if config.norm else None
         gates = {"none": None, "scalar": 1, "elementwise": width}[config.gate]
         self.gate = None if gates is None else nn.Linear(width, gates)
         self.set_initial_values()

@@ -152,7 +152,7 @@ def _figures(lines: list[dict[str, Any]], facts: RunFacts, state: RunState) -> l
 def _probes(lines: list[dict[str, Any]], facts: RunFacts) -> list[dict[str, Any]]:
     pictures = probe_curves(lines, facts.resumes)
     for picture in pictures:
-        picture["lines"] = [(name, VARIABLES[colour]) for name, colour in picture["lines"]]
+        picture["lines"] = [(name, VARIABLES[colour], dashed) for name, colour, dashed in picture["lines"]]
     return pictures
 
 

@@ -17,6 +17,8 @@ WIDTH = 860
 LARGEST_CURVE = 500
 """More points than pixels slow a page down; longer curves are drawn from means (or maxima) of groups of lines."""
 
+WHOLE = "whole model"
+
 Points = list[tuple[float, float]]
 
 
@@ -75,7 +77,7 @@ def probe_curves(lines: Sequence[dict[str, Any]], resumes: Sequence[int]) -> lis
     """Draw what probes saw, a picture for each quantity and a line for each layer, head or round.
 
     Returns:
-        For each quantity its "title", "svg", "width", and the "lines" as pairs of name and colour.
+        For each quantity its "title", "svg", "width", and the "lines": name, colour, and whether it is dashed.
     """
     names = dict.fromkeys(name for line in lines for name in line if name.startswith("probe/"))
     groups: dict[str, dict[str, str]] = {}
@@ -85,16 +87,17 @@ def probe_curves(lines: Sequence[dict[str, Any]], resumes: Sequence[int]) -> lis
     pictures = []
     for quantity, places in groups.items():
         with figure(400, 230) as (drawing, [axes]):
-            colours = {place: SERIES[index % NUM_SERIES] for index, place in enumerate(places)}
-            for place, name in places.items():
-                values = thinned(curve(lines, name))
-                style = "o-" if len(values) < 40 else "-"
-                axes.plot(*_columns(values), style, color=colours[place], linewidth=1.3, markersize=3)
+            styles = _styles(list(places))
+            for place, (colour, dashed) in styles.items():
+                values = thinned(curve(lines, places[place]))
+                style = f"{'o' if len(values) < 40 else ''}{'--' if dashed else '-'}"
+                axes.plot(*_columns(values), style, color=colour, linewidth=1.3, markersize=3)
             _mark(axes, resumes)
             axes.set_xlabel("steps")
             axes.xaxis.set_major_formatter(lambda value, _: tick(value))
             svg = to_svg(drawing, f"{quantity} against steps")
-        pictures.append({"title": quantity, "svg": svg, "width": 400, "lines": list(colours.items())})
+        legend = [(place, *style) for place, style in styles.items()]
+        pictures.append({"title": quantity, "svg": svg, "width": 400, "lines": legend})
     return pictures
 
 
@@ -118,11 +121,19 @@ def _times(factor: float) -> Callable[[Any], Any]:
 
 
 def _quantity_and_place(name: str) -> tuple[str, str]:
-    """Split `probe/layer-3/logit_max` into `logit max` and `layer-3`: what has a number in it is the place."""
-    parts = name.removeprefix("probe/").split("/")
+    """Split `probe/3/round_1/score_max` into `score max` and `layer 3 round 1`: what has a number is the place."""
+    parts = [part.replace("_", " ") for part in name.removeprefix("probe/").split("/")]
     places = [part for part in parts if any(character.isdecimal() for character in part)]
     quantity = " ".join(part for part in parts if part not in places) or " ".join(parts)
-    return quantity.replace("_", " "), " ".join(places).replace("_", " ") or "whole model"
+    named = [f"layer {place}" if place.isdecimal() else place for place in places]
+    return quantity, " ".join(named) or WHOLE
+
+
+def _styles(places: list[str]) -> dict[str, tuple[str, bool]]:
+    """Return a colour and whether the line is dashed, as every second round of the colours is."""
+    parts = [place for place in places if place != WHOLE]
+    styles = {place: (SERIES[index % NUM_SERIES], index // NUM_SERIES % 2 == 1) for index, place in enumerate(parts)}
+    return styles | ({WHOLE: (INK, False)} if WHOLE in places else {})
 
 
 def _columns(points: Points) -> tuple[list[float], list[float]]:

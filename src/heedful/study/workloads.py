@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from heedful.data import LanguageModelBatches, TokenDataset, Tokenizer, TrainingData, prepare
+from heedful.data import LanguageModelBatches, MixedBatches, TokenDataset, Tokenizer, TrainingData, prepare
 from heedful.study.recipe import FindTheBlockTask, LanguageModellingTask, Recipe
 from heedful.tasks.find_the_block import (
     VOCAB_SIZE,
@@ -110,14 +110,17 @@ class LanguageModellingWorkload:
             )
 
     def training_data(self, seed: int) -> TrainingData:
-        train = self.recipe.train
-        return LanguageModelBatches(
-            self.dataset.train,
-            context_length=train.context_length,
-            batch_size=train.batch_size,
-            seed=seed,
-            mask_documents=self.task.mask_documents,
-        )
+        train, sources = self.recipe.train, self.recipe.data.sources
+        shape: dict[str, Any] = {
+            "context_length": train.context_length,
+            "batch_size": train.batch_size,
+            "seed": seed,
+            "mask_documents": self.task.mask_documents,
+        }
+        if not sources:
+            return LanguageModelBatches(self.dataset.train, **shape)
+        weights = {source.name: source.weight for source in sources}
+        return MixedBatches(self.dataset.train, self.dataset.sources, weights, **shape)
 
     def _perplexity(self, model: Any, split: Any) -> Any:
         train = self.recipe.train
@@ -181,6 +184,12 @@ class LanguageModellingWorkload:
         start = int(starts[long_enough[0]]) if len(long_enough) else 0
         return split.tokens[start : start + length].astype(np.int64).tolist()
 
+    def _mixture(self) -> list[list[str]]:
+        sources = self.recipe.data.sources
+        total = sum(source.weight for source in sources)
+        shares = [f"{100 * source.weight / total:.4g} % from {source.name}" for source in sources]
+        return [["mixture", ", ".join(shares)]] if sources else []
+
     def hashes(self) -> dict[str, Any]:
         return {key: value for key, value in self.describe().items() if key.endswith("sha256")}
 
@@ -196,10 +205,11 @@ class LanguageModellingWorkload:
         )
         sizes = ", ".join(f"{name} {split['tokens']:,} tokens" for name, split in splits.items())
         tokenizer = f"{manifest['tokenizer']}, {manifest['vocab_size']:,} entries"
+        sources = self.recipe.data.sources
         return {
             "task": "language modelling",
-            "corpus": self.recipe.data.corpus,
-            "facts": [["text", corpora], ["splits", sizes], ["tokenizer", tokenizer]],
+            "corpus": ", ".join(source.corpus for source in sources) or self.recipe.data.corpus,
+            "facts": [["text", corpora], ["splits", sizes], *self._mixture(), ["tokenizer", tokenizer]],
             "corpus_sha256": manifest["corpus_sha256"],
             "tokenizer_sha256": manifest["tokenizer_sha256"],
             "tokens_sha256": {name: split["tokens_sha256"] for name, split in splits.items()},

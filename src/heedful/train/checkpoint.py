@@ -15,20 +15,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
 
-from heedful.files import atomic_folder, file_sha256, write_json_atomically
+from heedful.files import atomic_folder, file_sha256, write_bytes_atomically, write_json_atomically
 from heedful.schema import from_mapping, to_mapping
 from heedful.train.checkpoint_files import (
     FORMAT,
     STATE,
     TRAINING,
+    best_step_on_disk,
     check_files,
     files_of,
     new_folder,
+    newest_complete,
     open_checkpoint,
     open_named,
     point_to,
@@ -165,17 +168,23 @@ class Checkpoints:
         read_tensors({**self.tensors, **(wanted if same_world else {})}, folder / STATE, processes)
         state = from_mapping(TrainingState, training["state"], f"{folder / TRAINING}: state")
         state.step_seconds = tuple(load_file(folder / SECONDS)["step_seconds"].tolist())
+        if found[2]:
+            state.best_step, state.best = None, {}
         if same_world:
             restore_random_states(wanted, processes, self.device)
         else:
             torch.manual_seed(process_seed(self.seed, processes.rank, state.step))
         return state
 
-    def _find(self, name: str | None) -> tuple[str, dict[str, Any]] | None:
-        """Return the name of the folder to go on from and its training.json; for the first process."""
-        if name is None:
-            if not (self.folder / "last.json").exists():
+    def _find(self, name: str | None) -> tuple[str, dict[str, Any], bool] | None:
+        """Return the folder to go on from, its training.json, and whether the best checkpoint is of a later step, which
+        the run is about to take anew; for the first process.
+        """
+        if name is None and not (self.folder / "last.json").exists():
+            name = newest_complete(self.folder)
+            if name is None:
                 return None
+        if name is None:
             if (self.folder / "best.json").exists():  # found damaged now rather than when the run is over
                 best, training = open_checkpoint(self.folder, "best")
                 check_files(best, training)
@@ -183,7 +192,8 @@ class Checkpoints:
         else:
             folder, training = open_named(self.folder, name)
         require_same_run(training.get("run"), self.description, folder / TRAINING)
-        return folder.name, training
+        forget_best = name is not None and best_step_on_disk(self.folder) > training["state"]["step"]
+        return folder.name, training, forget_best
 
     def _write(
         self, tensors: dict[str, Tensor], weights: dict[str, Tensor], state: TrainingState, *, is_best: bool
@@ -200,6 +210,8 @@ class Checkpoints:
                 remove_unused(self.folder, self.keep_last)
         except OSError as error:
             raise self._failed(state, error.strerror or str(error)) from error
+        except SafetensorError as error:  # its own writer, which an export may use, wraps what the system said
+            raise self._failed(state, str(error)) from error
         except CheckpointException as error:
             causes = [cause for cause, _ in error.failures.values()]
             known = next((cause for cause in causes if isinstance(cause, OSError)), causes[0])
@@ -232,7 +244,8 @@ class Checkpoints:
 
     def _write_rest(self, folder: Path, weights: dict[str, Tensor], state: TrainingState) -> None:
         self.export(folder, weights)
-        save_file({"step_seconds": torch.tensor(state.step_seconds, dtype=torch.float64)}, folder / SECONDS)
+        seconds = torch.tensor(state.step_seconds, dtype=torch.float64)
+        write_bytes_atomically(folder / SECONDS, save({"step_seconds": seconds}))
 
     def _hash_part(self, folder: Path) -> dict[str, str]:
         mine = files_of(folder)[self._writers.rank :: self._writers.world_size]
@@ -240,8 +253,8 @@ class Checkpoints:
 
     def _failed(self, state: TrainingState, reason: str) -> CheckpointError:
         return CheckpointError(
-            f"the checkpoint of step {state.step} could not be written to {self.folder} ({reason}). Those before it are "
-            "untouched: when the cause is removed, --resume goes on from the last of them."
+            f"the checkpoint of step {state.step} could not be written to {self.folder} ({reason}). Those before it "
+            "are untouched: when the cause is removed, --resume goes on from the last of them."
         )
 
 

@@ -64,6 +64,11 @@ def read_pointer(checkpoints: Path, name: str) -> dict[str, Any]:
     return pointer
 
 
+def best_step_on_disk(checkpoints: Path) -> int:
+    """Return the step of the checkpoint that best.json names, 0 where there is none."""
+    return read_pointer(checkpoints, "best").get("step", 0) if _exists(checkpoints, "best") else 0
+
+
 def open_checkpoint(checkpoints: Path, name: str) -> tuple[Path, dict[str, Any]]:
     """Return the folder that last.json or best.json points to, and its training.json, which is checked.
 
@@ -94,6 +99,17 @@ def open_named(checkpoints: Path, name: str) -> tuple[Path, dict[str, Any]]:
     return folder, _read_training(folder)
 
 
+def newest_complete(checkpoints: Path) -> str | None:
+    """Return the name of the newest checkpoint that is there, whatever points to it; None where there is none.
+
+    For a run whose last.json is missing: the process was killed between its first checkpoint and its first pointer, or
+    somebody lost the pointer.
+    """
+    complete = [path for path in checkpoints.glob("step-*") if (path / TRAINING).is_file()]
+    newest = max(complete, key=lambda path: (path / TRAINING).stat().st_mtime_ns, default=None)
+    return None if newest is None else newest.name
+
+
 def _read_training(folder: Path) -> dict[str, Any]:
     training = read_json(folder / TRAINING)
     found = training.get("format") if isinstance(training, dict) else None
@@ -120,9 +136,13 @@ def remove_unused(checkpoints: Path, keep_last: int) -> None:
     used = {read_pointer(checkpoints, name)["folder"] for name in ("best", "last") if _exists(checkpoints, name)}
     complete = sorted((path for path in checkpoints.glob("step-*")), key=lambda path: path.stat().st_mtime_ns)
     kept = used | {path.name for path in complete[-keep_last:]}
-    for folder in [*complete, *checkpoints.glob(".step-*")]:
-        if folder.name not in kept:
-            shutil.rmtree(folder)
+    for leftover in checkpoints.glob(".step-*"):
+        shutil.rmtree(leftover)
+    for folder in complete:
+        if folder.name not in kept:  # hidden first: a crash halfway leaves nothing that looks like a checkpoint
+            hidden = checkpoints / f".{folder.name}.removed"
+            os.replace(folder, hidden)
+            shutil.rmtree(hidden)
 
 
 def _exists(checkpoints: Path, name: str) -> bool:

@@ -97,10 +97,10 @@ class TrainConfig:
         require_one_of(KeepRule, "keep", self.keep)
         for tracker in self.trackers or ():
             require_one_of(Tracker, "trackers", tracker)
-        if self.batch_size % self.accumulation:
+        if self.accumulation > self.batch_size:
             raise ValueError(
-                f"accumulation must divide batch_size, got {self.accumulation} and {self.batch_size}; "
-                f"{math.gcd(self.accumulation, self.batch_size)} would."
+                f"accumulation splits the rows of a batch, so it must be at most batch_size, got {self.accumulation} "
+                f"and {self.batch_size}."
             )
         if self.schedule.warmup_steps >= self.steps:
             raise ValueError(

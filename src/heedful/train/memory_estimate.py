@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ from heedful.models.config import DecoderConfig
 from heedful.models.decoder import DecoderLM
 from heedful.nn.config import AttentionConfig
 from heedful.ops.backends import Situation
+from heedful.train.chunked_cross_entropy import LOGITS_OF_A_CHUNK
 from heedful.train.config import TrainConfig
 from heedful.train.loss import TrainingLoss
 from heedful.train.simulated_step import Footprint, LiveBytes, footprint
@@ -99,7 +101,8 @@ def estimate_memory(
         gpu: multi-token attention and dropout as on a GPU; False for those of a CPU.
     """
     sharded = strategy in SHARDED
-    parts = _parts(config, train, micro_batch, accumulating=accumulation > 1, gpu=gpu, sharded=sharded)
+    either_way = replace(train, parallel=replace(train.parallel, recompute_blocks=False))
+    parts = _parts(config, either_way, micro_batch, accumulating=accumulation > 1, gpu=gpu, sharded=sharded)
     sizes = _sizes(config, train, shard_size if sharded else 1)
     held = {
         "weights": 4 * sizes.total,
@@ -233,6 +236,7 @@ def _muon_bytes(shape: torch.Size) -> int:
     return memory.peak
 
 
+@lru_cache(maxsize=64)
 def _parts(
     config: DecoderConfig, train: TrainConfig, micro_batch: int, *, accumulating: bool, gpu: bool, sharded: bool
 ) -> _Parts:
@@ -278,16 +282,28 @@ def _parts(
             blocks.append(found[kind])
         head = _gathered(_Head(config), weights)
         loss = TrainingLoss(head, train.loss)
-        source = torch.empty(shape, dtype=weights, requires_grad=True)
 
-        def score(hidden: Tensor) -> Tensor:
+        def score_all(hidden: Tensor) -> Tensor:
             head.hidden = hidden
-            objective, _ = loss(tokens, tokens, None)
+            targets = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+            objective, _ = loss(targets, targets, None)
             head.hidden = None
             return objective
 
-        loss_part = footprint(score, source, list(head.parameters()), accumulating=accumulating, **modes)
+        def score(scored: int) -> Footprint:
+            source = torch.empty((1, scored, config.hidden_size), dtype=weights, requires_grad=True)
+            return footprint(score_all, source, list(head.parameters()), accumulating=accumulating, **modes)
+
+        # Chunk after chunk needs the same, so a few tell what many need.
+        chunk, scored = train.loss.chunk_tokens or max(1, LOGITS_OF_A_CHUNK // config.vocab_size), tokens.numel()
+        few = scored if scored <= 4 * chunk else 2 * chunk
+        loss_part = score(few) if few == scored else _extrapolated(score(few), score(2 * few), scored / few - 1)
     return _Parts(embedding, blocks, loss_part)
+
+
+def _extrapolated(one: Footprint, two: Footprint, steps: float) -> Footprint:
+    """Return `one` with `steps` times the difference to `two` added to each figure."""
+    return Footprint(**{name: math.ceil(n + steps * (getattr(two, name) - n)) for name, n in vars(one).items()})
 
 
 def _kind(layer: AttentionConfig, train: TrainConfig, micro_batch: int, *, gpu: bool) -> AttentionConfig:

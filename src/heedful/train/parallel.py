@@ -13,6 +13,7 @@ A mesh says it all: none is "single", one dimension named "replicate" is "ddp", 
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -121,7 +122,10 @@ def gradient_module(loss: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
     """Return what the loop calls: `loss` itself, or with "ddp" the module that also sums gradients over processes."""
     if mesh is None or is_sharded(mesh):
         return loss
-    return DistributedDataParallel(loss, process_group=mesh.get_group(), broadcast_buffers=False, init_sync=False)
+    known = inspect.signature(DistributedDataParallel).parameters
+    # Buffers are the same everywhere from the start; torch 2.13 has a new name for not sending them each time.
+    buffers = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    return DistributedDataParallel(loss, process_group=mesh.get_group(), init_sync=False, **buffers)
 
 
 @contextmanager

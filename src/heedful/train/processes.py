@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from heedful.train.parent_watch import watched_parent
+
 T = TypeVar("T")
 
 
@@ -184,6 +186,12 @@ def joined_processes(*, needs_group: bool, timeout_seconds: int, device: torch.d
         timeout_seconds: how long a process waits for another before it gives up with `LostProcessError`.
         device: where this process computes.
     """
+    with watched_parent(), _joined_processes(needs_group, timeout_seconds, device) as processes:
+        yield processes
+
+
+@contextmanager
+def _joined_processes(needs_group: bool, timeout_seconds: int, device: torch.device) -> Iterator[Processes]:
     several = environment_world_size() > 1
     if not several and not needs_group:
         yield ALONE

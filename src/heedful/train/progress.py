@@ -118,6 +118,7 @@ class BarReporter:
             TextColumn("{task.description}", markup=False),
             console=console or Console(stderr=True),
             transient=True,
+            speed_estimate_period=3600,  # long steps and the pauses between them need more than rich's half a minute
         )
         self._task = self._bar.add_task("", total=None)
 

@@ -8,6 +8,7 @@ of multi-token attention, whose walk is gone through as well.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -27,7 +28,7 @@ from heedful.ops.multi_token.torch_mixer import TorchMixer
 from heedful.ops.multi_token.walk import CUDA_TILE_NUMBERS, block_sizes
 from heedful.ops.shapes import compute_dtype
 
-WALKS = ("heedful::multi_token_blockwise", "heedful::multi_token_blockwise_backward")
+BACKWARD_WALK = "heedful::multi_token_blockwise_backward"  # the forward walk needs less, at a time when less is alive
 
 
 class LiveBytes(TorchDispatchMode):
@@ -60,8 +61,8 @@ class LiveBytes(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._count(tensor)
-        if str(getattr(function, "_name", "")).split(".")[0] in WALKS:
-            inside = _walk_bytes(function, arguments, gpu=self._gpu)
+        if str(getattr(function, "_name", "")).split(".")[0] == BACKWARD_WALK:
+            inside = _walk_bytes(*arguments, gpu=self._gpu)
             self.walk_bytes = max(self.walk_bytes, inside)
             self.peak = max(self.peak, self.live + inside)
         return result
@@ -181,23 +182,45 @@ class _DropoutInsideAttention(TorchFunctionMode):
         return function(*arguments, **options)
 
 
-def _walk_bytes(function: Any, arguments: tuple[Any, ...], *, gpu: bool) -> int:
-    """Return the most that a multi-token operation has alive inside itself, its results not counted."""
-    backward = str(function._name).split(".")[0] == WALKS[1]
-    gradient, needed, *rest = arguments if backward else (None, (False,) * 4, *arguments)
-    call = WalkCall(*rest)._replace(mixer="torch")
+def _walk_bytes(gradient: Tensor, needed: list[bool], *arguments: Any, gpu: bool) -> int:
+    """Return the most that a multi-token backward pass has alive inside itself, its results not counted."""
+    call = WalkCall(*arguments)._replace(mixer="torch")
     if not gpu:
         return _peak_of_walk(call, gradient, needed)
     # On a GPU the tiles are larger, so that several sequences share one. A walk through one sequence in blocks of as
     # many rows tells what a sequence needs; through two, whether the second one adds to the tiles or comes after them.
-    batch, heads, queries, _ = call.query.shape
-    rows, together = block_sizes(batch, heads, queries - call.context, call.key.shape[2], CUDA_TILE_NUMBERS)
-    one, two = (_peak_of_walk(_first(call, n)._replace(block=rows), _rows(gradient, n), needed) for n in (1, 2))
-    outside = two - one if batch > 1 else 0
-    return batch * outside + together * (one - outside)
+    batch, heads, queries, width = call.query.shape
+    keys = call.key.shape[2]
+    rows, together = block_sizes(batch, heads, queries - call.context, keys, CUDA_TILE_NUMBERS)
+    shapes = (heads, queries, width, keys, *call.key.shape[1::2], call.value.shape[-1], call.query.dtype, rows)
+    parts = tuple(None if part is None else part.shape for part in call.parts)
+
+    def walked(sequences: int, last: int) -> int:
+        few = {name: _part(getattr(call, name), sequences) for name in ("key", "value")}
+        few["query"] = _part(call.query, sequences, call.context + last)
+        cut = call._replace(**few, key_padding=None, document_ids=None, block=rows)
+        return _peak_of_walk(cut, _part(gradient, sequences, last), needed)
+
+    def inside(sequences: int) -> int:
+        key = (sequences, *shapes, *parts, *needed, *call[_TENSORS:])
+        if key not in _KNOWN_WALKS:
+            blocks = (queries - call.context) / rows
+            if blocks <= 4:
+                _KNOWN_WALKS[key] = walked(sequences, queries - call.context)
+            else:  # the last blocks have the widest tiles, and every further one adds the same
+                two, three = (walked(sequences, number * rows) for number in (2, 3))
+                _KNOWN_WALKS[key] = math.ceil(two + (blocks - 2) * (three - two))
+        return _KNOWN_WALKS[key]
+
+    outside = inside(2) - inside(1) if batch > together else 0
+    return together * inside(1) + (batch - together) * outside
 
 
-def _peak_of_walk(call: WalkCall, gradient: Tensor | None, needed: Iterable[bool]) -> int:
+_KNOWN_WALKS: dict[tuple[Any, ...], int] = {}  # one takes seconds
+_TENSORS = 10  # the first arguments of the operation
+
+
+def _peak_of_walk(call: WalkCall, gradient: Tensor, needed: Iterable[bool]) -> int:
     parts = call.parts.to(compute_dtype(call.query.dtype))
     tensors = [tensor for tensor in (gradient, *call.inputs, *parts) if tensor is not None]
 
@@ -205,24 +228,14 @@ def _peak_of_walk(call: WalkCall, gradient: Tensor | None, needed: Iterable[bool
         return TorchMixer(parts, exact_mask=call.exact_mask, dropout_p=call.dropout_p, seed=0, needed=tuple(needed))
 
     with LiveBytes(tensors) as memory, torch.autocast("cpu", enabled=False), torch.no_grad():
-        if gradient is None:
-            results: list[Any] = [call.walk().forward(*call.inputs, mixer)]
-        else:
-            results = list(call.walk().backward(gradient, *call.inputs, mixer))
+        *inputs, sums = call.walk().backward(gradient, *call.inputs, mixer)
         peak = memory.peak
-    found = [item for result in results for item in (result if isinstance(result, Parts) else (result,))]
-    return peak - sum(item.untyped_storage().nbytes() for item in found if item is not None)
+    return peak - sum(result.untyped_storage().nbytes() for result in (*inputs, *sums) if result is not None)
 
 
-def _first(call: WalkCall, sequences: int) -> WalkCall:
-    cut = {name: _rows(getattr(call, name), sequences) for name in ("query", "key", "value")}
-    return call._replace(**cut, key_padding=None, document_ids=None)
-
-
-def _rows(tensor: Tensor | None, sequences: int) -> Any:
-    if tensor is None:
-        return None
-    return tensor.new_empty(sequences, *tensor.shape[1:])
+def _part(tensor: Tensor, sequences: int, length: int | None = None) -> Tensor:
+    _, heads, whole, width = tensor.shape
+    return tensor.new_empty(sequences, heads, whole if length is None else length, width)
 
 
 def _address(tensor: Tensor) -> int:

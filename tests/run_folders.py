@@ -82,8 +82,8 @@ def make_run(
     for step in range(log_every, done + 1, log_every):
         lines.append(training_line(step))
         if probes and step % 20 == 0:
-            layers = {f"probe/layer-{layer}/attention_logit_max": 3 + layer + step / 50 for layer in range(2)}
-            lines.append({"step": step, **layers, "probe/layer-0/gate_mean": 0.5 - step / 1000})
+            layers = {f"probe/{layer}/score_max": 3 + layer + step / 50 for layer in range(2)}
+            lines.append({"step": step, **layers, "probe/0/gate_mean": 0.5 - step / 1000})
         if step % 20 == 0:
             loss = lines[-1 if not probes else -2]["train/loss"] + 0.1
             lines.append({"step": step, "val/loss": loss, "val/perplexity": math.exp(loss)})

@@ -1,0 +1,237 @@
+"""One process and several compute the same, whatever each of them holds, and go on where another number stopped.
+
+The rows of these runs have unequal numbers of scored tokens, and five rows do not divide by two, so that a mean of the
+processes' means would be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from several_processes import run_jobs
+from tiny_run import tiny_model
+
+from heedful.train import ParallelConfig
+from heedful.train.engine import require_enough_rows
+from heedful.train.parallel import parallelize, resolve_strategy
+from heedful.train.processes import share_of
+from tiny_run import tiny_config
+
+STEPS, STOP = 12, 6
+RUN = {
+    "steps": STEPS,
+    "batch_size": 5,
+    "accumulation": 1,
+    "evaluate_every": 4,
+    "checkpoint_every": 3,
+    "log_every": 1,
+    "optimizer": {"ema_decay": 0.9},
+}
+HSDP = {"strategy": "hsdp", "shard_size": 2}
+DROPOUT = {"dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs of this file, made with one start of each number of processes."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def job(name: str, strategy: str | dict[str, Any], **fields: Any) -> dict[str, Any]:
+        parallel = strategy if isinstance(strategy, dict) else {"strategy": strategy}
+        config = {**RUN, **fields.pop("config", {}), "parallel": parallel}
+        return {"folder": str(folder / name), "config": config, **fields}
+
+    def stopped(name: str, strategy: str, **fields: Any) -> dict[str, Any]:
+        return job(name, strategy, signal_after=STOP, **fields)
+
+    run_jobs(
+        folder,
+        2,
+        [
+            job("ddp", "ddp"),
+            job("fsdp2", "fsdp2", config={"accumulation": 2}),
+            job("fsdp2 recomputed", {"strategy": "fsdp2", "recompute_blocks": True}),
+            job("fsdp2 with muon", "fsdp2", config={"optimizer": {"kind": "muon"}}),
+            job("fsdp2 with dropout", "fsdp2", model=DROPOUT),
+            stopped("fsdp2 with dropout, stopped", "fsdp2", model=DROPOUT),
+            job("fsdp2 with dropout, stopped", "fsdp2", model=DROPOUT, config={"asynchronous_checkpoints": True}),
+            stopped("fsdp2, then single", "fsdp2"),
+            stopped("ddp, then hsdp", "ddp"),
+        ],
+    )
+    run_jobs(folder, 4, [job("hsdp", HSDP), job("ddp, then hsdp", HSDP)])
+    run_jobs(
+        folder,
+        1,
+        [
+            *(job(f"single, {parts} parts", "single", config={"accumulation": parts}) for parts in (1, 2, 5)),
+            job("fsdp2 alone", "fsdp2"),
+            stopped("single, stopped", "single", signal_rank=0),
+            job("single, stopped", "single"),
+            job("fsdp2, then single", "single"),
+            *(
+                job(f"single with muon, {parts} parts", "single", config={"accumulation": parts, "optimizer": {"kind": "muon"}})
+                for parts in (1, 5)
+            ),
+        ],
+    )
+    return folder
+
+
+def curve(run: Path) -> list[float]:
+    """Return everything that metrics.jsonl says of the computation, line by line."""
+    names = ("train/loss", "grad_norm", "lr", "val/loss")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines for name in names if name in line]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    last = json.loads((run / "checkpoints" / "last.json").read_text())["folder"]
+    return load_file(run / "checkpoints" / last / "model.safetensors")
+
+
+def difference(one: Path, other: Path) -> float:
+    """Return the largest relative difference of the two curves, and of the weights against the largest weight."""
+    pairs = list(zip(curve(one), curve(other), strict=True))
+    assert len(pairs) > 3 * STEPS
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    largest = max(float(tensor.abs().max()) for tensor in ours.values())
+    apart = max(float((ours[name] - theirs[name]).abs().max()) for name in ours) / largest
+    return max(apart, *(abs(a - b) / abs(b) for a, b in pairs))
+
+
+@pytest.fixture(scope="module")
+def tolerance(runs: Path) -> float:
+    """How far rounding alone takes one process from itself when it adds up in another order, sixteen times over."""
+    whole = runs / "single, 1 parts"
+    rounding = max(difference(runs / f"single, {parts} parts", whole) for parts in (2, 5))
+    assert 0 < rounding < 1e-4
+    return 16 * rounding
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2 recomputed", "hsdp", "fsdp2 alone"])
+def test_every_strategy_computes_what_one_process_does(name: str, runs: Path, tolerance: float) -> None:
+    assert difference(runs / name, runs / "single, 1 parts") <= tolerance
+
+
+def test_sharded_muon_computes_what_one_process_does(runs: Path) -> None:
+    """Its steps are computed in bfloat16, so rounding is far larger."""
+    whole = runs / "single with muon, 1 parts"
+    rounding = difference(runs / "single with muon, 5 parts", whole)
+    assert difference(runs / "fsdp2 with muon", whole) <= 16 * rounding
+
+
+@pytest.mark.parametrize("name", ["fsdp2, then single", "ddp, then hsdp"])
+def test_a_run_goes_on_with_another_strategy_and_number_of_processes(name: str, runs: Path, tolerance: float) -> None:
+    environment = json.loads((runs / name / "environment.json").read_text())
+    assert [entry["from_step"] for entry in environment["resumed"]] == [STOP + 1]
+    assert difference(runs / name, runs / "single, 1 parts") <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [("fsdp2 with dropout, stopped", "fsdp2 with dropout"), ("single, stopped", "single, 1 parts")],
+)
+def test_a_run_that_goes_on_with_as_many_processes_is_the_same_bit_for_bit(name: str, whole: str, runs: Path) -> None:
+    """The signal reached one of the processes; all of them stopped after the same step."""
+    environment = json.loads((runs / name / "environment.json").read_text())
+    assert [entry["from_step"] for entry in environment["resumed"]] == [STOP + 1]
+    assert curve(runs / name) == curve(runs / whole)
+    ours, theirs = weights(runs / name), weights(runs / whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_dropout_differs_between_processes_and_from_none(runs: Path) -> None:
+    assert difference(runs / "fsdp2 with dropout", runs / "fsdp2") > 1e-3
+
+
+def test_every_process_writes_its_part(runs: Path) -> None:
+    last = json.loads((runs / "hsdp" / "checkpoints" / "last.json").read_text())["folder"]
+    folder = runs / "hsdp" / "checkpoints" / last
+    training = json.loads((folder / "training.json").read_text())
+    parts = sorted(path.name for path in (folder / "state").iterdir())
+    assert len(parts) == training["world_size"] == 4
+    assert set(training["sha256"]) == {"config.json", "model.safetensors", "training.safetensors"} | {
+        f"state/{name}" for name in parts
+    }
+
+
+def test_what_is_exported_is_whole_and_averaged(runs: Path) -> None:
+    model = tiny_model("boosted+multi-token", dropout=0.0)
+    assert {name: tensor.shape for name, tensor in weights(runs / "fsdp2").items()} == {
+        name: tensor.shape for name, tensor in model.state_dict().items()
+    }
+    last = json.loads((runs / "single, stopped" / "checkpoints" / "last.json").read_text())["folder"]
+    (file,) = (runs / "single, stopped" / "checkpoints" / last / "state").iterdir()
+    state = load_file(file)
+    exported = weights(runs / "single, stopped")
+    assert all(torch.equal(exported[name], state[f"average/{name}"]) for name in exported)
+    assert not all(torch.equal(exported[name], state[f"model/{name}"]) for name in exported)
+
+
+def test_runs_can_be_copied_and_go_on_elsewhere(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "hsdp", tmp_path / "copy")
+    job = {"folder": str(tmp_path / "copy"), "config": {**RUN, "parallel": {"strategy": "single"}}}
+    run_jobs(tmp_path, 1, [job])  # finished: nothing is trained, but the checkpoint of four processes is read by one
+    assert curve(tmp_path / "copy") == curve(runs / "hsdp")
+
+
+@pytest.mark.parametrize(("rows", "parts"), [(8, 1), (8, 2), (7, 3), (5, 4), (3, 3), (1, 1)])
+def test_shares_are_consecutive_and_differ_by_one_at_most(rows: int, parts: int) -> None:
+    shares = [share_of(rows, parts, part) for part in range(parts)]
+    assert [row for share in shares for row in share] == list(range(rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_auto_is_one_process_or_copies() -> None:
+    assert resolve_strategy(ParallelConfig(), 1) == "single"
+    assert resolve_strategy(ParallelConfig(), 2) == "ddp"
+
+
+@pytest.mark.parametrize(
+    ("policy", "processes", "message"),
+    [
+        (ParallelConfig(strategy="single"), 2, "strategy 'single' is one process, but there are 2"),
+        (ParallelConfig(strategy="hsdp", shard_size=3), 4, "shard_size must divide the number of processes, got 3 and 4"),
+    ],
+)
+def test_strategies_that_do_not_fit_are_refused(policy: ParallelConfig, processes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_strategy(policy, processes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "processes", "message"),
+    [
+        ({"batch_size": 4, "accumulation": 4}, 2, r"leaves 2 rows for some, .*: use accumulation 2 or fewer"),
+        ({"batch_size": 4, "accumulation": 1}, 8, r"leaves 0 rows for some, .*: use fewer processes"),
+    ],
+)
+def test_batches_too_small_for_the_processes_are_refused(fields: dict[str, int], processes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        require_enough_rows(tiny_config(**fields), processes)
+
+
+def test_a_model_with_one_block_for_all_layers_cannot_be_sharded() -> None:
+    class Mesh:
+        mesh_dim_names = ("shard",)
+
+    model = tiny_model("standard", share_layers=True)
+    with pytest.raises(ValueError, match=r"shares one block .* Use strategy 'ddp'"):
+        parallelize(model, Mesh(), ParallelConfig(strategy="fsdp2"), device=torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_recomputing_needs_less_memory_and_changes_nothing(tmp_path: Path) -> None:
+    from tiny_run import run
+
+    plain, one = run(tmp_path / "plain", parallel=ParallelConfig(), accumulation=1)
+    again, other = run(tmp_path / "again", parallel=ParallelConfig(recompute_blocks=True), accumulation=1)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert again.peak_memory_bytes < plain.peak_memory_bytes
