@@ -26,13 +26,16 @@ lint: $(VENV)/.dev  ## style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.core  ## time and memory against standard attention on this CPU: layers, multi-token, models; writes results/
+bench: $(VENV)/.core  ## time and memory on this CPU: layers, multi-token, models, loss, training loop; writes results/
 	$(BIN)/python -m benchmarks.layers --device cpu
 	$(BIN)/python -m benchmarks.multi_token --device cpu
 	$(BIN)/python -m benchmarks.model_step --device cpu
 	$(BIN)/python -m benchmarks.tile_steps
+	$(BIN)/python -m benchmarks.loss_memory --device cpu
+	$(BIN)/python -m benchmarks.profile_step --device cpu
+	$(BIN)/python -m benchmarks.loop_overhead
 
-gpu: $(VENV)/.dev  ## CUDA tests and benchmarks, and the study if CORPUS is given; refuses without a CUDA device
+gpu: $(VENV)/.dev  ## CUDA tests, benchmarks and profile, and the study if CORPUS is given; refuses without a CUDA device
 	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else \
 	'make gpu needs a CUDA device, and torch %s sees none here; make test and make bench run on the CPU.' % torch.__version__)"
 	$(BIN)/python -m pytest -m cuda tests/cuda
@@ -41,6 +44,10 @@ gpu: $(VENV)/.dev  ## CUDA tests and benchmarks, and the study if CORPUS is give
 	$(BIN)/python -m benchmarks.multi_token --device cuda
 	$(BIN)/python -m benchmarks.multi_token --device cuda --head-dim 64
 	$(BIN)/python -m benchmarks.model_step --device cuda
+	$(BIN)/python -m benchmarks.loss_memory --device cuda
+	$(BIN)/python -m benchmarks.profile_step --device cuda
+	$(BIN)/heedful bench step recipes/demo.toml --arm multi-token --train.device cuda --train.precision bfloat16 \
+	--train.batch_size 32 --train.context_length 512 --model.max_positions 512 --model.hidden_size 512 --model.num_heads 8
 	@if [ -n "$(CORPUS)" ]; then $(MAKE) --no-print-directory study CORPUS="$(CORPUS)"; \
 	else echo "For the language-model study: make study CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; fi
 

@@ -31,7 +31,7 @@ def empty(path: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {
-    "bit flipped in": flip,
+    "bit flipped": flip,
     "truncated": truncate,
     "emptied": empty,
     "removed": Path.unlink,
@@ -87,13 +87,13 @@ def _every_file(campaign: Campaign, run: Run) -> None:
     found = [json.loads(jobs.with_suffix(f".{rank}.json").read_text()) for rank in range(run.setting.processes)]
     for index, (name, file, copy) in enumerate(copies):
         results = [of_rank[index] for of_rank in found]
-        event = Event(f"{_kind(file)} {name.removesuffix(' in')}", run.setting.name, status=results[0]["status"])
+        event = Event(f"damaged: {_kind(file)}", run.setting.name, status=results[0]["status"])
         campaign.events.append(event)
         said = "".join(result["said"] for result in results)
         if {result["status"] for result in results} == {0}:  # not needed, or made good
             differences = copy.differences(campaign.references[run.setting.reference])
-            campaign.require(not differences, event, f"accepted, and ended differently: {differences[:4]}")
-            event.outcome = "made good, continued identically" if not differences else ""
+            campaign.require(not differences, event, f"{name}: accepted, and ended differently: {differences[:4]}")
+            event.outcome = f"{CONTINUED}, as if it were there" if not differences else ""
             continue
         campaign.require({result["status"] for result in results} == {2}, event, f"exit statuses in {results}")
         campaign.require((str(file.name) in said and "is damaged" in said) or "is missing" in said, event, said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ FINISHED = "ended undisturbed, identically"
 # A traceback through heedful's own files is one that a user sees for a fault of the world's; torchrun prints its own.
 _OWN_TRACEBACK = re.compile(r'File ".*heedful/[a-z_/]+\.py", line')
 # Exit codes of the workers, as torchrun tells them at its end.
-_WORKER_STATUS = re.compile(r"exitcode\s*: (-?\d+)")
+_WORKER_STATUS = re.compile(r"exitcode  +: (-?\d+)")
 
 
 @dataclass
@@ -67,18 +68,20 @@ class Campaign:
         """Write corpus and recipe, and train the undisturbed runs."""
         write_recipe(self.home)
         for setting in REFERENCES:
-            run = Run(self.home, f"reference {setting.name}", setting)
+            run = self.references[setting.name] = Run(self.home, f"reference {setting.name}", setting)
+            if run.finished():  # of an earlier campaign in the same folder
+                continue
             started = run.start()
-            status = started.wait(600)
-            if status != 0:
+            if started.wait(600) != 0:
                 raise RuntimeError(f"the undisturbed run {setting.name} failed:\n{started.text()}")
-            self.references[setting.name] = run
             print(f"reference: {setting.name}", flush=True)
 
     def new_run(self, setting: Any, folder: Path | None = None) -> Run:
         """Return a run in a folder that nothing is in."""
         self.count += 1
-        return Run(self.home, f"{self.count} {setting.name}", setting, folder)
+        run = Run(self.home, f"{self.count} {setting.name}", setting, folder)
+        shutil.rmtree(run.folder, ignore_errors=True)  # of an earlier campaign
+        return run
 
     def require(self, holds: bool, event: Event, what: str) -> None:
         """Write down a violation unless something holds."""

@@ -32,6 +32,7 @@ from heedful.train.optimisation import Optimization
 
 TARGET = 1.05
 """At most so many times the bare step."""
+PAIRS = (("train", "bare"), ("train", "by hand"), ("bare", "by hand"))
 WARM_UP = 4
 """Steps at the beginning that do not count; training measures its memory in one of them."""
 
@@ -72,6 +73,23 @@ class Options:
     """Steps of a block, which is between two log lines."""
 
 
+class Taken(NamedTuple):
+    """Seconds on the clock, and seconds that this process's threads computed, which other processes do not disturb."""
+
+    seconds: float
+    processor_seconds: float
+
+    @classmethod
+    def now(cls) -> Taken:
+        """Read both clocks."""
+        return cls(time.perf_counter(), time.process_time())
+
+    @classmethod
+    def since(cls, begin: Taken) -> Taken:
+        """Return what has gone by."""
+        return cls(*(now - then for now, then in zip(cls.now(), begin, strict=True)))
+
+
 class Interleaved:
     """Ready batches for `train`; whenever it asks for one, the other forms take their step on that batch first.
 
@@ -82,20 +100,19 @@ class Interleaved:
 
     def __init__(self, batches: list[Batch], others: dict[str, Callable[[int, Batch], None]]) -> None:
         self.batches, self.others, self.tokens_per_batch = batches, others, batches[0].tokens.numel()
-        self.seconds: dict[str, list[float]] = {form: [] for form in (*others, "train")}
-        self.handed_over: float | None = None
+        self.taken: dict[str, list[Taken]] = {form: [] for form in (*others, "train")}
+        self.handed_over: Taken | None = None
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """Return the batch of a step."""
-        now = time.perf_counter()
         if self.handed_over is not None:
-            self.seconds["train"].append(now - self.handed_over)
+            self.taken["train"].append(Taken.since(self.handed_over))
         batch = self.batches[step]
         for form, take in self.others.items():
-            begin = time.perf_counter()
+            begin = Taken.now()
             take(step, batch)
-            self.seconds[form].append(time.perf_counter() - begin)
-        self.handed_over = time.perf_counter()
+            self.taken[form].append(Taken.since(begin))
+        self.handed_over = Taken.now()
         return batch
 
 
@@ -165,14 +182,15 @@ def measure_shape(name: str, options: Options) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         train(DecoderLM(decoder), data, config, Path(folder) / "run", report=lambda line: None)
     row: dict[str, Any] = {"model": name, **shape._asdict(), "target": TARGET}
-    blocks = {form: _blocks(seconds, options) for form, seconds in data.seconds.items()}
-    row |= {f"{form} seconds": statistics.median(own) for form, own in blocks.items()}
-    for form, baseline in (("train", "bare"), ("train", "by hand"), ("bare", "by hand")):
-        pairs = zip(blocks[form], blocks[baseline], strict=True)
-        row[f"{form} / {baseline}"] = statistics.median(one / other for one, other in pairs)
-    added = (one - other for one, other in zip(blocks["train"], blocks["bare"], strict=True))
-    row["added seconds"] = statistics.median(added)
-    print(f"{name}: train {row['train / bare']:.3f} of bare, {row['train / by hand']:.3f} of by hand", flush=True)
+    for clock in Taken._fields:
+        blocks = {form: _blocks([getattr(one, clock) for one in taken], options) for form, taken in data.taken.items()}
+        row[clock] = {form: statistics.median(own) for form, own in blocks.items()}
+        for form, baseline in PAIRS:
+            pairs = zip(blocks[form], blocks[baseline], strict=True)
+            row[clock][f"{form} / {baseline}"] = statistics.median(one / other for one, other in pairs)
+        added = (one - other for one, other in zip(blocks["train"], blocks["bare"], strict=True))
+        row[clock]["added"] = statistics.median(added)
+        print(f"{name}, {clock}: " + ", ".join(f"{key} {value:.5f}" for key, value in row[clock].items()), flush=True)
     return row
 
 

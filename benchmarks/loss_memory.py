@@ -55,6 +55,11 @@ class Options:
     """How often each time is measured."""
 
 
+def width_of(options: Options) -> int:
+    """Return the width of the hidden states."""
+    return options.hidden_size or (1536 if options.device == "cuda" else 256)
+
+
 def whole(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Return the summed loss from all logits."""
     return cross_entropy(linear(hidden, weight)[None], targets[None])
@@ -74,7 +79,7 @@ def recomputed(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_tokens: in
 
 def steps_of(tokens: int, vocabulary: int, options: Options) -> dict[str, Call]:
     """Return each form's way forward and back, by name."""
-    width, device = options.hidden_size or (1536 if options.device == "cuda" else 256), torch.device(options.device)
+    width, device = width_of(options), torch.device(options.device)
     torch.manual_seed(0)
     with device:
         hidden = torch.randn(tokens, width, requires_grad=True)
@@ -121,7 +126,8 @@ def measure(options: Options) -> dict[str, Any]:
         for tokens in sizes
         for row in measure_size(tokens, vocabulary, options)
     ]
-    return {**describe("loss_memory", options.device), "options": asdict(options), "rows": rows}
+    head = {**describe("loss_memory", options.device), "options": asdict(options), "hidden_size": width_of(options)}
+    return {**head, "rows": rows}
 
 
 def main() -> None:

@@ -5,8 +5,8 @@
 Each row is a run of `heedful train` on the CPU, one process or several started by torchrun, with the same seed. Its
 training losses, gradient norms, validation losses and exported weights are compared with those of one process. What
 rounding alone does is seen from one process that adds up its micro-batches in another order. The last rows go on from
-a run's checkpoint in the middle with another strategy, or with the same one. Float32 throughout, no dropout. The result is
-written to results/benchmarks/strategies-cpu.json.
+a run's checkpoint in the middle with another strategy, or with the same one. Float32 throughout, no dropout. The
+result is written to results/benchmarks/strategies-cpu.json.
 """
 
 from __future__ import annotations
@@ -151,9 +151,7 @@ def final_weights(folder: Path) -> dict[str, Any]:
 def differences(folder: Path, reference: Path) -> dict[str, float]:
     """Return the largest relative difference of each series, and that of the weights to the largest weight."""
     ours, theirs = curve(folder), curve(reference)
-    found = {
-        name: max(abs(a - b) / abs(b) for a, b in zip(ours[name], theirs[name], strict=True)) for name in theirs
-    }
+    found = {name: max(abs(a - b) / abs(b) for a, b in zip(ours[name], theirs[name], strict=True)) for name in theirs}
     weights, expected = final_weights(folder), final_weights(reference)
     largest = max(float(tensor.abs().max()) for tensor in expected.values())
     apart = max(float((weights[name] - expected[name]).abs().max()) for name in expected)
@@ -167,7 +165,9 @@ def measure(options: Options, place: Path) -> dict[str, Any]:
 
     def row(arm: str, name: str, folder: Path, reference: Path, against: str) -> None:
         rows.append({"arm": arm, "setting": name, "against": against, **differences(folder, reference)})
-        print({key: f"{value:.2e}" if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True)
+        print(
+            {key: f"{value:.2e}" if isinstance(value, float) else value for key, value in rows[-1].items()}, flush=True
+        )
 
     for arm in options.arms:
         done: dict[str, Path] = {}

@@ -6,7 +6,12 @@ from pathlib import Path
 
 from scripts.benchmark_tables import RESULTS, missing, results_of, source, table
 
-SERIES = {"train/loss": "training loss", "grad_norm": "gradient norm", "val/loss": "validation loss", "weights": "weights"}
+SERIES = {
+    "train/loss": "training loss",
+    "grad_norm": "gradient norm",
+    "val/loss": "validation loss",
+    "weights": "weights",
+}
 
 
 def strategy_table(folder: Path = RESULTS) -> str:
@@ -14,11 +19,12 @@ def strategy_table(folder: Path = RESULTS) -> str:
     parts = []
     for file, result in results_of("strategies", folder).items():
         parts.append(
-            f"{source(file, result, 'all {} steps'.format(result['options']['steps']))} Largest relative differences; those "
-            "of weights to the largest weight.\n"
+            f"{source(file, result, 'all {} steps'.format(result['options']['steps']))} Largest relative differences; "
+            "those of weights to the largest weight.\n"
         )
         lines = [
-            [row["arm"], row["setting"], row["against"], *(_shown(row[name]) for name in SERIES)] for row in result["rows"]
+            [row["arm"], row["setting"], row["against"], *(_shown(row[name]) for name in SERIES)]
+            for row in result["rows"]
         ]
         parts.append(table(["arm", "run", "compared with", *SERIES.values()], lines, 3))
     return "\n".join(parts) or missing("strategies").replace(" --device cpu", "")

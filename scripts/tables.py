@@ -26,6 +26,7 @@ from scripts.benchmark_tables import (
     results_of,
     tile_step_tables,
 )
+from scripts.speed_tables import loop_overhead_tables, loss_memory_tables, profile_step_tables
 from scripts.strategy_table import strategy_table
 
 ROOT = Path(__file__).parent.parent
@@ -48,6 +49,11 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "tile-steps": tile_step_tables,
         },
         ROOT / "docs/parallel.md": {"strategies": strategy_table},
+        ROOT / "docs/speed.md": {
+            "profile-step": profile_step_tables,
+            "loss-memory": loss_memory_tables,
+            "loop-overhead": loop_overhead_tables,
+        },
         ROOT / "docs/upcycling.md": {"upcycling": upcycling_table},
         ROOT / "docs/results.md": {name: partial(comparison_table, name) for name in COMPARISONS},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -99,16 +100,29 @@ def test_a_recipe_without_text_is_refused(recipe: Path, capsys: pytest.CaptureFi
     assert "makes its own samples, so there is no text to prepare" in capsys.readouterr().err
 
 
-def test_an_interruption_has_status_130_and_the_same_command_goes_on(recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "text.txt").write_text("".join(f"{i} " * 100 + "\n\n" for i in range(60_000)))
-    command = [sys.executable, "-m", "heedful", "prepare", str(recipe), "--workers", "2"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+# Small parts, so that there are many of them to be interrupted between.
+SMALL_PARTS = """
+import sys
+from heedful.cli import main
+from heedful.data import tokenizing
+tokenizing.PART_BYTES = 1000
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_has_status_130_and_the_same_command_goes_on(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("".join(f"{i} " * 100 + "\n\n" for i in range(2000)))
+    command = [sys.executable, "-c", SMALL_PARTS, "prepare", str(recipe), "--workers", "2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     while process.poll() is None and not list(tmp_path.glob("cache/shards/.*.work/parts-0/*")):
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers as well
     errors = process.communicate(timeout=300)[1]
     assert process.returncode == 130, errors
     assert errors.splitlines()[-1].startswith("heedful: interrupted; what is finished is saved")
+    assert "Traceback" not in errors
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "going on with what an earlier preparation left" in again.stderr
     manifest = json.loads((Path(again.stdout.split()[-1]) / "manifest.json").read_text())

@@ -254,7 +254,9 @@ def test_the_page_goes_where_it_shall(tmp_path: Path, capsys: pytest.CaptureFixt
     Page((tmp_path / "page.html").read_text())
 
 
-@pytest.mark.parametrize("kind", ["missing", "damaged", "not started", "a folder as output", "an override"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "damaged", "not started", "several runs", "a folder as output", "an override"]
+)
 def test_wrong_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     folder = make_run(tmp_path / "run", done=40)
     arguments = ["report", str(folder)]
@@ -267,6 +269,8 @@ def test_wrong_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixtu
         (tmp_path / "new").mkdir()
         (tmp_path / "new" / LOCK).touch()
         arguments, said = ["report", str(tmp_path / "new")], "holds no run that has started"
+    elif kind == "several runs":
+        arguments, said = ["report", str(tmp_path)], f"is no run but holds some, such as {folder}"
     elif kind == "a folder as output":
         arguments, said = [*arguments, "--output", str(tmp_path)], "is a folder; give the file"
     else:

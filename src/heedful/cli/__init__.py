@@ -1,4 +1,4 @@
-"""The command line: `heedful train | compare | range-test | runs | report | evaluate | generate | export | convert | info`.
+"""The command line, `heedful COMMAND`: see `DESCRIPTION` for which there are.
 
 Each command is one file: a dataclass whose fields are its arguments and whose `run` does the work. Wrong input of any
 kind ends with one sentence on standard error and exit status 2, an interruption with 130.

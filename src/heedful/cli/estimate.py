@@ -51,7 +51,7 @@ class Estimate:
     """Name of one arm; all by default."""
 
     utilisation: float | None = None
-    """Assumed share of the GPU's peak operations that training reaches (MFU); 0.4 by default. Not a measurement."""
+    """Assumed share of the GPU's peak operations that training reaches (MFU); 0.35 by default. Not a measurement."""
 
     json: bool = False
     """Print JSON."""

@@ -27,10 +27,14 @@ class Report:
         """Write the page and say where it is."""
         from heedful.cli.overrides import refuse_overrides
         from heedful.study.run_page import write_run_page
+        from heedful.train.run_state import find_runs
 
         refuse_overrides(overrides, "report")
         if not self.run_folder.is_dir():
             raise ValueError(f"there is no folder {str(self.run_folder)!r}; `heedful runs` lists those there are.")
+        others = [] if (self.run_folder / "config.json").exists() else find_runs(self.run_folder)
+        if others and others != [self.run_folder]:
+            raise ValueError(f"{self.run_folder} is no run but holds some, such as {others[0]}; give one of them.")
         if self.output is not None and self.output.is_dir():
             raise ValueError(f"{self.output} is a folder; give the file that the page shall be written to.")
         print(write_run_page(self.run_folder, self.output))

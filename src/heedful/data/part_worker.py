@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import IO, Any
@@ -39,7 +38,6 @@ def receive(stream: IO[bytes]) -> dict[str, Any] | None:
 
 def serve() -> None:
     """Work until the input ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches everyone at a terminal; the parent decides
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     parent = os.getppid()
     setup = receive(requests)

@@ -10,9 +10,9 @@ that, which `verify` asks for. Below `WORTH_REMEMBERING` bytes reading everythin
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from heedful.files import file_sha256, write_json_atomically
@@ -55,8 +55,9 @@ class FileHashes:
 
     def save(self) -> None:
         """Keep the stamps where that is worth it and the folder can be written to."""
-        if self._changed and self._total >= WORTH_REMEMBERING and os.access(self._memory.parent.parent, os.W_OK):
-            write_json_atomically(self._memory, self._known)
+        if self._changed and self._total >= WORTH_REMEMBERING:
+            with suppress(OSError):  # shards on a medium that is only read: they are checked each time
+                write_json_atomically(self._memory, self._known)
 
 
 def file_stamp(file: Path) -> list[int]:

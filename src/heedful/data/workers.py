@@ -142,6 +142,7 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
+        start_new_session=True,  # Ctrl-C in a terminal reaches the parent alone, which then decides about the workers
     )
 
 

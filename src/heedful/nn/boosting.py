@@ -123,7 +123,8 @@ class ScalarGate(Gate):
     def __init__(self, start: float) -> None:
         super().__init__()
         self.start = start
-        self.logit = nn.Parameter(torch.empty(()))
+        # Of one dimension, since parameters of none cannot be sharded.
+        self.logit = nn.Parameter(torch.empty(1))
         self.set_initial_values()
 
     @torch.no_grad()

@@ -10,26 +10,34 @@ from heedful.train.metrics import read_metrics
 from heedful.train.optimisation import learning_rate
 from heedful.train.optimizer_config import OptimizerConfig, ParameterRule, ScheduleConfig
 from heedful.train.parallel_config import ParallelConfig
+from heedful.train.processes import LostProcessError, Processes, current_processes
 from heedful.train.progress import BarReporter, LineReporter, Reporter
-from heedful.train.state import DivergenceError, TrainResult
+from heedful.train.range_test import RangeTestResult, learning_rate_range_test
+from heedful.train.state import CheckpointError, DivergenceError, TrainResult
 
 __all__ = [
     "BarReporter",
+    "CheckpointError",
     "DivergenceError",
     "LineReporter",
     "LossConfig",
+    "LostProcessError",
     "OptimizerConfig",
     "ParallelConfig",
     "ParameterRule",
     "Perplexity",
+    "Processes",
+    "RangeTestResult",
     "Reporter",
     "ScheduleConfig",
     "TrainConfig",
     "TrainResult",
     "best_folder",
+    "current_processes",
     "describe_environment",
     "evaluate_perplexity",
     "learning_rate",
+    "learning_rate_range_test",
     "load_best",
     "peak_tensor_bytes",
     "read_metrics",

@@ -16,8 +16,8 @@ from torch import nn
 from heedful.data.batches import Batch
 from heedful.train.device import autocast, computing_on, require_precision, resolve_device
 from heedful.train.fitting import require_room
-from heedful.train.processes import Processes, current_processes
 from heedful.train.loss import to_device, token_losses
+from heedful.train.processes import Processes, current_processes
 
 if TYPE_CHECKING:
     from heedful.data.shards import TokenSplit

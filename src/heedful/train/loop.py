@@ -16,11 +16,14 @@ import torch
 from torch import nn
 
 from heedful.data.batches import Batch
+from heedful.train.device import autocast
 from heedful.train.evaluation import evaluating
 from heedful.train.gradients import forward_backward
+from heedful.train.loss import to_device
 from heedful.train.memory import can_measure, peak_tensor_bytes
 from heedful.train.optimisation import learning_rate
 from heedful.train.parallel import local, reshard
+from heedful.train.probing import probe_metrics
 from heedful.train.processes import RemoteError
 from heedful.train.progress import format_metrics
 from heedful.train.state import DivergenceError, TrainResult
@@ -188,11 +191,10 @@ class TrainingLoop:
         self.reporter.training(self.state.step, metrics)
 
     def _probe(self) -> None:
-        rows = self.data.batch(self.state.step - 1, self.rows)
-        from heedful.train.probing import probe_metrics
-
-        few = Batch(*(None if part is None else part[:PROBE_ROWS].to(self.device) for part in rows))
-        with self._only_looking():
+        batch = self.data.batch(self.state.step - 1, self.rows)
+        documents = None if batch.document_ids is None else batch.document_ids[:PROBE_ROWS]
+        few = to_device(Batch(batch.tokens[:PROBE_ROWS], batch.targets[:PROBE_ROWS], documents), self.device)
+        with self._only_looking(), autocast(self.config.precision, self.device):
             found = probe_metrics(self.model, few)
         self._write(self.state.step, self.processes.agree(found))
 

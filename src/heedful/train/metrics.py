@@ -56,7 +56,7 @@ class MetricsWriter:
         """
         self.ending: Ending = "finished"
         self._trackers = open_trackers(None) if trackers is None else trackers
-        path = folder / "metrics.jsonl"
+        self._path = path = folder / "metrics.jsonl"
         kept, dropped = [], []
         for line in _lines(path):
             is_training = "train/loss" in line or any(name.startswith("probe/") for name in line)
@@ -90,10 +90,10 @@ class MetricsWriter:
             rest = memoryview(data)
             while rest:
                 rest = rest[self._file.write(rest) :]
-        except OSError:
+        except OSError as error:
             with contextlib.suppress(OSError):  # a half-written last line is also understood
                 self._file.truncate(self._size)
-            raise
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
         self._size += len(data)
 
     def __enter__(self) -> MetricsWriter:

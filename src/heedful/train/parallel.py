@@ -5,7 +5,7 @@
 | single | whole, in the one process | none |
 | ddp | whole in every process | gradients summed |
 | fsdp2 | a part of each parameter in every process | weights gathered per block, twice; gradients scattered |
-| hsdp | as fsdp2 within groups of processes, copies over the groups | as fsdp2 in a group; gradients summed over groups |
+| hsdp | as fsdp2 within groups of processes, copies over the groups | as fsdp2, and gradients summed over groups |
 
 A mesh says it all: none is "single", one dimension named "replicate" is "ddp", one named "shard" is "fsdp2", both are
 "hsdp".
@@ -48,9 +48,7 @@ def resolve_strategy(policy: ParallelConfig, world_size: int) -> Strategy:
             "'ddp', 'fsdp2' or 'hsdp'."
         )
     if policy.strategy == "hsdp" and world_size % _shard_size(policy):
-        raise ValueError(
-            f"shard_size must divide the number of processes, got {_shard_size(policy)} and {world_size}."
-        )
+        raise ValueError(f"shard_size must divide the number of processes, got {_shard_size(policy)} and {world_size}.")
     return policy.strategy
 
 
@@ -87,13 +85,11 @@ def parallelize(
         compile_blocks: compile each block with `torch.compile`; equal blocks share the compiled code.
 
     Raises:
-        ValueError: a model that shares a block between layers cannot be sharded.
+        ValueError: a model that shares a block between layers, or has parameters without a dimension, cannot be
+            sharded.
     """
-    if is_sharded(mesh) and getattr(getattr(model, "config", None), "share_layers", False):
-        raise ValueError(
-            "a model that shares one block between its layers cannot be sharded: its gradients would be sent before "
-            "they are complete. Use strategy 'ddp'."
-        )
+    if is_sharded(mesh):
+        _require_shardable(model)
     for block in transformer_blocks(model):
         if policy.recompute_blocks:
             _recompute(block)
@@ -124,7 +120,9 @@ def gradient_module(loss: nn.Module, mesh: DeviceMesh | None) -> nn.Module:
         return loss
     known = inspect.signature(DistributedDataParallel).parameters
     # Buffers are the same everywhere from the start; torch 2.13 has a new name for not sending them each time.
-    buffers = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    buffers: dict[str, Any] = {
+        "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+    }
     return DistributedDataParallel(loss, process_group=mesh.get_group(), init_sync=False, **buffers)
 
 
@@ -179,6 +177,20 @@ def whole_weights(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
 def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return parameters and buffers, each once, those that are not saved included."""
     return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _require_shardable(model: nn.Module) -> None:
+    if getattr(getattr(model, "config", None), "share_layers", False):
+        raise ValueError(
+            "a model that shares one block between its layers cannot be sharded: its gradients would be sent before "
+            "they are complete. Use strategy 'ddp'."
+        )
+    scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
+    if scalars:
+        raise ValueError(
+            f"parameters without a dimension cannot be sharded, and {scalars[0]} is one: give it the shape (1,), or "
+            "use strategy 'ddp'."
+        )
 
 
 def _shard(model: nn.Module, mesh: DeviceMesh, policy: ParallelConfig, device: torch.device) -> None:

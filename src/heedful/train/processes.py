@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -62,7 +62,7 @@ class Processes:
         """Return the same processes with a CPU group of their own, for what goes on beside; all must call it."""
         if not self.several:
             return self
-        return Processes(dist.new_group(backend="gloo", timeout=self.timeout), self.timeout)
+        return Processes(_new_group(self.timeout), self.timeout)
 
     def from_first(self, produce: Callable[[], T]) -> T:
         """Return what `produce()` returns in the first process, everywhere; it must be JSON-able.
@@ -205,7 +205,7 @@ def _joined_processes(needs_group: bool, timeout_seconds: int, device: torch.dev
         with losing_nobody():
             dist.init_process_group(backend, timeout=timeout)
     with losing_nobody():
-        processes = Processes(dist.new_group(backend="gloo", timeout=timeout), timeout)
+        processes = Processes(_new_group(timeout), timeout)
     _joined.append(processes)
     try:
         with losing_nobody():
@@ -215,6 +215,11 @@ def _joined_processes(needs_group: bool, timeout_seconds: int, device: torch.dev
         _joined.remove(processes)
         if alone_in_group:
             dist.destroy_process_group()
+
+
+def _new_group(timeout: datetime.timedelta) -> dist.ProcessGroup:
+    """Return a CPU group of all processes, which is what every one of them gets from this."""
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timeout))
 
 
 @contextmanager

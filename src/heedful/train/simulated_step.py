@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 
 from heedful.ops.multi_token.allocation import keep_freed_memory
 from heedful.ops.multi_token.blockwise import _Call as WalkCall
-from heedful.ops.multi_token.parts import Parts
 from heedful.ops.multi_token.torch_mixer import TorchMixer
 from heedful.ops.multi_token.walk import CUDA_TILE_NUMBERS, block_sizes
 from heedful.ops.shapes import compute_dtype
@@ -145,16 +144,13 @@ def footprint(
     for parameter in parameters:
         parameter.grad = None
     source.grad = None
-    return Footprint(
-        output=size, kept=kept, copies=copies, forward=forward, backward=backward, walk=memory.walk_bytes
-    )
+    return Footprint(output=size, kept=kept, copies=copies, forward=forward, backward=backward, walk=memory.walk_bytes)
 
 
 def _autocast_copies(compute: Callable[[Tensor], Tensor], source: Tensor, known: Iterable[Tensor]) -> int:
     with LiveBytes(known) as memory, torch.autocast("cpu", torch.bfloat16):
         compute(source)  # the result is dropped, and with it all that was saved for the backward pass
         return memory.live
-
 
 
 class _FreshGradient(torch.autograd.Function):

@@ -40,7 +40,7 @@ class StepBuffer:
         self._mark()
 
     def finish(self, step: int, loss: Tensor, grad_norm: Tensor) -> None:
-        """Mark the end of a step and keep its two 0-dimensional results: this process's share of the loss, and the norm."""
+        """Mark the end of a step and keep its results, 0-dimensional: the share of the loss here, and the norm."""
         self._mark()
         self._steps.append(step)
         self._values += [loss, grad_norm]
