@@ -52,7 +52,7 @@ class Options:
     """Do things to training runs."""
 
     kills: int = 40
-    """Kills in all; half of them hit runs of one process."""
+    """Kills in all; three of five hit runs of one process."""
 
     seed: int = 1
     """Draws the moments."""

@@ -131,12 +131,12 @@ def one_kill(campaign: Campaign, run: Run, started: Started, kill: Kill, moment:
 
 def kill_single_processes(campaign: Campaign) -> None:
     """Kill runs of one process."""
-    kill_chains(campaign, (campaign.kills + 1) // 2, (SINGLE, SINGLE_BACKGROUND), SINGLE_KILLS)
+    kill_chains(campaign, campaign.kills * 3 // 5, (SINGLE, SINGLE_BACKGROUND), SINGLE_KILLS)
 
 
 def kill_several_processes(campaign: Campaign) -> None:
     """Kill workers and torchrun."""
-    kill_chains(campaign, campaign.kills // 2, (FSDP2_BACKGROUND, DDP, FSDP2), SEVERAL_KILLS)
+    kill_chains(campaign, campaign.kills - campaign.kills * 3 // 5, (FSDP2_BACKGROUND, DDP, FSDP2), SEVERAL_KILLS)
     restarted_by_torchrun(campaign)
 
 

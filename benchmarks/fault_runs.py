@@ -23,7 +23,7 @@ from benchmarks.measuring import ROOT
 from heedful.train.checkpoint_files import check_files, open_checkpoint
 
 MARK = "HEEDFUL_FAULT_RUN"
-STEPS = 120
+STEPS = 60
 # How long a run may take to end after a fault: torchrun kills what does not stop within 30 s, timeouts come before.
 PATIENCE_SECONDS = 120.0
 TIMEOUT_SECONDS = 5

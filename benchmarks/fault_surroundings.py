@@ -9,7 +9,6 @@ from pathlib import Path
 
 from benchmarks.fault_events import CONTINUED, REFUSED, Campaign, Event
 from benchmarks.fault_runs import (
-    DDP,
     FSDP2_BACKGROUND,
     SINGLE,
     SINGLE_BACKGROUND,
@@ -48,8 +47,7 @@ def full_disks(campaign: Campaign) -> None:
     for setting in (SINGLE, SINGLE_BACKGROUND, FSDP2_BACKGROUND):
         for what, room in ROOM.items():
             _full_disk(campaign, setting, what, room)
-    for room in (0, 8):
-        _full_disk(campaign, SINGLE, "metrics.jsonl", room, rarely=True)
+    _full_disk(campaign, SINGLE, "metrics.jsonl", 0, rarely=True)
     _full_from_the_beginning(campaign)
 
 
@@ -88,7 +86,7 @@ def _full_from_the_beginning(campaign: Campaign) -> None:
 
 def diverging_losses(campaign: Campaign) -> None:
     """Poison the loss of one step, once or whenever it is computed, in one process or in the second of two."""
-    for setting, rank in ((SINGLE, 0), (SINGLE_BACKGROUND, 0), (DDP, 1), (FSDP2_BACKGROUND, 1)):
+    for setting, rank in ((SINGLE, 0), (FSDP2_BACKGROUND, 1)):
         for always in (False, True):
             _poisoned(campaign, setting, rank, always=always)
 

@@ -25,7 +25,7 @@ import tyro
 
 from benchmarks.measuring import describe, write_result
 from heedful.data.batches import Batch
-from heedful.models import DecoderLM, decoder_config
+from heedful.models import DecoderConfig, DecoderLM, decoder_config
 from heedful.train import OptimizerConfig, ScheduleConfig, TrainConfig, learning_rate, train
 from heedful.train.loss import TrainingLoss
 from heedful.train.optimisation import Optimization
@@ -102,9 +102,13 @@ class Interleaved:
         self.batches, self.others, self.tokens_per_batch = batches, others, batches[0].tokens.numel()
         self.taken: dict[str, list[Taken]] = {form: [] for form in (*others, "train")}
         self.handed_over: Taken | None = None
+        self.looked_at = False
 
     def batch(self, step: int, rows: range | None = None) -> Batch:
         """Return the batch of a step."""
+        if not self.looked_at:  # training looks at a batch before it begins
+            self.looked_at = True
+            return self.batches[step]
         if self.handed_over is not None:
             self.taken["train"].append(Taken.since(self.handed_over))
         batch = self.batches[step]
@@ -129,6 +133,26 @@ def config_of(shape: Shape, steps: int, log_every: int) -> TrainConfig:
         evaluate_every=steps,
         checkpoint_every=steps,
     )
+
+
+def decoder_of(shape: Shape, preset: str) -> DecoderConfig:
+    """Return the model of all forms."""
+    return decoder_config(
+        preset,
+        vocab_size=shape.vocabulary,
+        num_layers=shape.layers,
+        num_heads=shape.heads,
+        hidden_size=shape.hidden_size,
+        max_positions=shape.context,
+    )
+
+
+def batches_of(shape: Shape, steps: int) -> list[Batch]:
+    """Return random batches."""
+    generator = torch.Generator().manual_seed(0)
+    size = (shape.batch, shape.context + 1)
+    drawn = [torch.randint(shape.vocabulary, size, generator=generator) for _ in range(steps)]
+    return [Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()) for tokens in drawn]
 
 
 def by_hand(model: DecoderLM, config: TrainConfig) -> Callable[[int, Batch], None]:
@@ -163,24 +187,17 @@ def measure_shape(name: str, options: Options) -> dict[str, Any]:
     """Return the figures of one model."""
     shape = SHAPES[name]
     config = config_of(shape, WARM_UP + options.blocks * options.log_every + 1, options.log_every)
-    generator = torch.Generator().manual_seed(0)
-    batches = []
-    for _ in range(config.steps):
-        tokens = torch.randint(shape.vocabulary, (shape.batch, shape.context + 1), generator=generator)
-        batches.append(Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()))
-    decoder = decoder_config(
-        options.preset,
-        vocab_size=shape.vocabulary,
-        num_layers=shape.layers,
-        num_heads=shape.heads,
-        hidden_size=shape.hidden_size,
-        max_positions=shape.context,
-    )
-    torch.manual_seed(0)
-    others = {"by hand": by_hand(DecoderLM(decoder), config), "bare": bare(DecoderLM(decoder), config)}
+    batches = batches_of(shape, config.steps)
+    decoder = decoder_of(shape, options.preset)
+
+    def model() -> DecoderLM:
+        torch.manual_seed(0)
+        return DecoderLM(decoder)
+
+    others = {"by hand": by_hand(model(), config), "bare": bare(model(), config)}
     data = Interleaved(batches, others)
     with tempfile.TemporaryDirectory() as folder:
-        train(DecoderLM(decoder), data, config, Path(folder) / "run", report=lambda line: None)
+        train(model(), data, config, Path(folder) / "run", report=lambda line: None)
     row: dict[str, Any] = {"model": name, **shape._asdict(), "target": TARGET}
     for clock in Taken._fields:
         blocks = {form: _blocks([getattr(one, clock) for one in taken], options) for form, taken in data.taken.items()}

@@ -26,6 +26,7 @@ from scripts.benchmark_tables import (
     results_of,
     tile_step_tables,
 )
+from scripts.fault_table import fault_table
 from scripts.speed_tables import loop_overhead_tables, loss_memory_tables, profile_step_tables
 from scripts.strategy_table import strategy_table
 
@@ -48,6 +49,7 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "model-step": model_step_tables,
             "tile-steps": tile_step_tables,
         },
+        ROOT / "docs/faults.md": {"faults": fault_table},
         ROOT / "docs/parallel.md": {"strategies": strategy_table},
         ROOT / "docs/speed.md": {
             "profile-step": profile_step_tables,

@@ -134,7 +134,9 @@ def test_under_autocast_losses_are_float32(form: Any) -> None:
         objective, reported = TrainingLoss(model, LossConfig(z_loss=0.1))(*batch)
         losses = token_losses(model, batch)
         logits, _ = model(batch.tokens)
+        hidden = tiny_model(dropout=0.0).hidden_states(batch.tokens)
     assert logits.dtype == torch.bfloat16  # so the products did run in low precision
+    assert hidden.dtype == torch.float32  # and the residual stream did not
     assert objective.dtype == reported.dtype == losses.dtype == torch.float32
     objective.backward()
     assert {parameter.grad.dtype for parameter in model.parameters() if parameter.grad is not None} == {torch.float32}

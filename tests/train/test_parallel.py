@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from several_processes import run_jobs
-from tiny_run import run, tiny_config, tiny_model
+from tiny_run import CopyData, run, tiny_config, tiny_model
 
-from heedful.train import ParallelConfig
+from heedful.train import LossConfig, ParallelConfig
 from heedful.train.engine import require_enough_rows
-from heedful.train.parallel import parallelize, resolve_strategy
-from heedful.train.processes import share_of
+from heedful.train.loss import TrainingLoss
+from heedful.train.parallel import build_mesh, gradient_module, parallelize, resolve_strategy, synchronising
+from heedful.train.processes import joined_processes, share_of
 
 STEPS, STOP = 12, 6
 RUN = {
@@ -240,3 +241,22 @@ def test_recomputing_needs_less_memory_and_changes_nothing(tmp_path: Path) -> No
     again, other = run(tmp_path / "again", parallel=ParallelConfig(recompute_blocks=True), accumulation=1)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
     assert again.peak_memory_bytes < plain.peak_memory_bytes
+
+
+def test_gradients_are_sent_with_the_last_micro_batch_only() -> None:
+    """Before they are sent, a sharded parameter has none: they are added up in the gathered copies."""
+    device, policy = torch.device("cpu"), ParallelConfig(strategy="fsdp2")
+    batch, model = CopyData().batch(0), tiny_model(dropout=0.0)
+    with joined_processes(needs_group=True, timeout_seconds=60, device=device):
+        mesh = build_mesh(policy, 1, "cpu")
+        parallelize(model, mesh, policy, device=device)
+        loss = gradient_module(TrainingLoss(model, LossConfig()), mesh)
+        for synchronise in (False, False, True):
+            with synchronising(loss, synchronise=synchronise):
+                loss(batch.tokens, batch.targets, None)[0].backward()
+            assert all((parameter.grad is not None) == synchronise for parameter in model.parameters())
+        gradients = {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
+    alone = tiny_model(dropout=0.0)
+    TrainingLoss(alone, LossConfig())(batch.tokens, batch.targets, None)[0].backward()
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(gradients[name], 3 * parameter.grad)

@@ -125,7 +125,7 @@ def _environment(console: Console) -> None:
             console.print(f"cuda:{index}: {torch.cuda.get_device_name(index)}")
     else:
         console.print("CUDA: no device")
-    optional = ("datasets", "tensorboard", "triton")
+    optional = ("datasets", "tensorboard", "trackio", "triton", "wandb")
     console.print("optional: " + ", ".join(f"{package} {installed(package)}" for package in optional))
 
 

@@ -11,8 +11,9 @@ from heedful.train.optimisation import learning_rate
 from heedful.train.optimizer_config import OptimizerConfig, ParameterRule, ScheduleConfig
 from heedful.train.parallel_config import ParallelConfig
 from heedful.train.processes import LostProcessError, Processes, current_processes
-from heedful.train.progress import BarReporter, LineReporter, Reporter
+from heedful.train.progress import BarReporter, LineReporter, Reporter, SilentReporter
 from heedful.train.range_test import RangeTestResult, learning_rate_range_test
+from heedful.train.run_state import RunState, run_state
 from heedful.train.state import CheckpointError, DivergenceError, TrainResult
 
 __all__ = [
@@ -29,7 +30,9 @@ __all__ = [
     "Processes",
     "RangeTestResult",
     "Reporter",
+    "RunState",
     "ScheduleConfig",
+    "SilentReporter",
     "TrainConfig",
     "TrainResult",
     "best_folder",
@@ -41,5 +44,6 @@ __all__ = [
     "load_best",
     "peak_tensor_bytes",
     "read_metrics",
+    "run_state",
     "train",
 ]

@@ -132,7 +132,9 @@ def _train(
     processes: Processes,
 ) -> TrainResult:
     first = processes.first
-    trackers = open_trackers(config.trackers) if first else None
+    reporter = choose_reporter(report) if first else SilentReporter()
+    trackers = open_trackers(config.trackers, reporter.message) if first else None
+    strategy = resolve_strategy(config.parallel, processes.world_size)
     require_enough_rows(config, processes.world_size)
     processes.together(lambda: require_trainable(model, data, config))
     description = describe_run(model, data, config)
@@ -168,7 +170,9 @@ def _train(
 
         def begin_files() -> None:
             if state.step < config.steps:
-                record_start(folder, description, device, state.step, processes.world_size)
+                record_start(
+                    folder, description, device, state.step, processes=processes.world_size, strategy=strategy
+                )
             if on_start is not None:
                 on_start()
             writer = MetricsWriter(folder, state.step, state.evaluated_step, trackers=trackers, run=description)
@@ -189,7 +193,7 @@ def _train(
             rows=share_of(config.batch_size, processes.world_size, processes.rank),
             evaluate=evaluate,
             writer=writers[0] if writers else None,
-            reporter=choose_reporter(report) if first else SilentReporter(),
+            reporter=reporter,
             stop=stack.enter_context(StopRequest()),
             saved=loaded is not None,
         )

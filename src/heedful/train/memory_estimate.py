@@ -101,8 +101,14 @@ def estimate_memory(
         gpu: multi-token attention and dropout as on a GPU; False for those of a CPU.
     """
     sharded = strategy in SHARDED
-    either_way = replace(train, parallel=replace(train.parallel, recompute_blocks=False))
-    parts = _parts(config, either_way, micro_batch, accumulating=accumulation > 1, gpu=gpu, sharded=sharded)
+    low = sharded and train.parallel.gather_precision == "bfloat16"
+    run = _Run(
+        train=replace(train, parallel=replace(train.parallel, recompute_blocks=False)),  # the same parts either way
+        accumulating=accumulation > 1,
+        gpu=gpu,
+        weights=torch.bfloat16 if low else torch.float32,
+    )
+    parts = _parts(config, run, micro_batch)
     sizes = _sizes(config, train, shard_size if sharded else 1)
     held = {
         "weights": 4 * sizes.total,
@@ -112,7 +118,7 @@ def estimate_memory(
     again = accumulation > 1
     # Between micro-batches a sharded model does not send gradients, so it holds them whole.
     waiting = 4 * (sizes.total_whole if sharded else sizes.total) if again else 0
-    width = 2 if train.parallel.gather_precision == "bfloat16" else 4
+    width = 2 if low else 4
     largest = max(sizes.blocks_whole)
     fixed = {"gathered": 0, "communication": 0}
     if sharded:
@@ -142,6 +148,9 @@ def estimate_memory(
         margin=0,
     )
     return replace(memory, margin=math.ceil(ALLOCATOR_MARGIN * memory.tensors))
+
+
+FEW_SEQUENCES = 4
 
 
 class _Moment(NamedTuple):
@@ -190,6 +199,7 @@ def _moments(parts: _Parts, sizes: _Sizes, waiting: int, root: int, *, recompute
     yield _Moment("the gradient of the embedding", 0, here, parts.embedding.backward, 0)
 
 
+@lru_cache(maxsize=64)
 def _sizes(config: DecoderConfig, train: TrainConfig, shard_size: int) -> _Sizes:
     with torch.device("meta"):
         model = DecoderLM(config)
@@ -236,54 +246,76 @@ def _muon_bytes(shape: torch.Size) -> int:
     return memory.peak
 
 
-@lru_cache(maxsize=64)
-def _parts(
-    config: DecoderConfig, train: TrainConfig, micro_batch: int, *, accumulating: bool, gpu: bool, sharded: bool
-) -> _Parts:
+class _Run(NamedTuple):
+    """What the figures of a part depend on besides its sizes."""
+
+    train: TrainConfig
+    accumulating: bool
+    gpu: bool
+    weights: torch.dtype
+
+    @property
+    def modes(self) -> dict[str, Any]:
+        """The arguments of `footprint`, except for what it goes through."""
+        return {
+            "accumulating": self.accumulating,
+            "bfloat16": self.train.precision == "bfloat16",
+            "gpu": self.gpu,
+        }
+
+
+def _parts(config: DecoderConfig, run: _Run, micro_batch: int) -> _Parts:
     """Go through the embedding, each kind of block, and the loss."""
-    low = sharded and train.parallel.gather_precision == "bfloat16"
-    weights = torch.bfloat16 if low else torch.float32
-    bfloat16 = train.precision == "bfloat16"
-    shape = (micro_batch, train.context_length, config.hidden_size)
-    modes: dict[str, Any] = {"bfloat16": bfloat16, "gpu": gpu}
-    found: dict[AttentionConfig, Footprint] = {}
+    few = FEW_SEQUENCES if micro_batch > 2 * FEW_SEQUENCES else micro_batch
+    body = _body(config, run, few)
+    if few != micro_batch:  # every further sequence needs the same
+        two, steps = _body(config, run, 2 * few), micro_batch / few - 1
+        body = [_extrapolated(one, other, steps) for one, other in zip(body, two, strict=True)]
+    return _Parts(body[0], body[1:], _loss(config, run, micro_batch * run.train.context_length))
+
+
+@lru_cache(maxsize=256)
+def _body(config: DecoderConfig, run: _Run, micro_batch: int) -> list[Footprint]:
+    """Return the embedding and the block of each layer."""
+    length, width, weights = run.train.context_length, config.hidden_size, run.weights
     with FakeTensorMode():
-
-        def table(rows: int) -> Tensor:
-            return nn.Parameter(torch.empty(rows, config.hidden_size, dtype=weights))
-
-        tokens = torch.zeros(shape[:2], dtype=torch.int64)
-        words = table(config.vocab_size)
-        places = table(config.max_positions) if config.position_embedding == "learned" else None
+        words = nn.Parameter(torch.empty(config.vocab_size, width, dtype=weights))
+        places = nn.Parameter(torch.empty(config.max_positions, width, dtype=weights))
+        learned = config.position_embedding == "learned"
+        tokens = torch.zeros((micro_batch, length), dtype=torch.int64)
 
         def embed(source: Tensor) -> Tensor:
             hidden = nn.functional.embedding(tokens, words)
-            if places is not None:
+            if learned:
                 hidden = hidden + nn.functional.embedding(tokens[0], places)
             return nn.functional.dropout(hidden, config.dropout)
 
-        tables = [words] if places is None else [words, places]
         # A tied table has a gradient already, from the head.
-        embedding = footprint(
-            embed, torch.empty(()), tables, accumulating=accumulating or config.tie_embeddings, **modes
-        )
-        blocks = []
+        modes = {**run.modes, "accumulating": run.accumulating or config.tie_embeddings}
+        body = [footprint(embed, torch.empty(()), [words, places] if learned else [words], **modes)]
+        found: dict[AttentionConfig, Footprint] = {}
         for layer in config.layers:
-            kind = _kind(layer, train, micro_batch, gpu=gpu)
+            kind = _kind(layer, run.train, micro_batch, gpu=run.gpu)
             if kind not in found:
                 block = _gathered(Block(config, kind), weights)
-                source = torch.empty(shape, dtype=weights, requires_grad=True)
+                source = torch.empty((micro_batch, length, width), dtype=weights, requires_grad=True)
 
                 def compute(hidden: Tensor, block: Block = block) -> Tensor:
                     return block(hidden, None, None)[0]
 
-                parameters = list(block.parameters())
-                found[kind] = footprint(compute, source, parameters, accumulating=accumulating, **modes)
-            blocks.append(found[kind])
-        head = _gathered(_Head(config), weights)
-        loss = TrainingLoss(head, train.loss)
+                found[kind] = footprint(compute, source, list(block.parameters()), **run.modes)
+            body.append(found[kind])
+    return body
 
-        def score_all(hidden: Tensor) -> Tensor:
+
+@lru_cache(maxsize=256)
+def _loss(config: DecoderConfig, run: _Run, tokens: int) -> Footprint:
+    """Return the final norm, the head and the loss of so many tokens."""
+    with FakeTensorMode():
+        head = _gathered(_Head(config), run.weights)
+        loss = TrainingLoss(head, run.train.loss)
+
+        def compute(hidden: Tensor) -> Tensor:
             head.hidden = hidden
             targets = torch.zeros(hidden.shape[:2], dtype=torch.int64)
             objective, _ = loss(targets, targets, None)
@@ -291,14 +323,13 @@ def _parts(
             return objective
 
         def score(scored: int) -> Footprint:
-            source = torch.empty((1, scored, config.hidden_size), dtype=weights, requires_grad=True)
-            return footprint(score_all, source, list(head.parameters()), accumulating=accumulating, **modes)
+            source = torch.empty((1, scored, config.hidden_size), dtype=run.weights, requires_grad=True)
+            return footprint(compute, source, list(head.parameters()), **run.modes)
 
-        # Chunk after chunk needs the same, so a few tell what many need.
-        chunk, scored = train.loss.chunk_tokens or max(1, LOGITS_OF_A_CHUNK // config.vocab_size), tokens.numel()
-        few = scored if scored <= 4 * chunk else 2 * chunk
-        loss_part = score(few) if few == scored else _extrapolated(score(few), score(2 * few), scored / few - 1)
-    return _Parts(embedding, blocks, loss_part)
+        chunk = run.train.loss.chunk_tokens or max(1, LOGITS_OF_A_CHUNK // config.vocab_size)
+        if tokens <= 4 * chunk:
+            return score(tokens)
+        return _extrapolated(score(2 * chunk), score(4 * chunk), tokens / (2 * chunk) - 1)  # every chunk needs the same
 
 
 def _extrapolated(one: Footprint, two: Footprint, steps: float) -> Footprint:

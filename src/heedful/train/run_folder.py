@@ -1,11 +1,13 @@
 """The folder of a run: what it says the run is, and whether a run may start or go on in it.
 
 config.json        what is trained: training configuration, model configuration, data
-environment.json   where and with what, one entry for each process of the run
-metrics.jsonl      one line per log interval and per evaluation
+environment.json   where and with what, one entry for each time it was started
+source.diff        how the source differed from its commit, where it did
+metrics.jsonl      one line per log interval, probe and evaluation
 checkpoints/       step-00000500/ ..., last.json and best.json pointing to two of them
 result.json        how it ended
-tensorboard/       the same metrics, where TensorBoard is installed
+tensorboard/       the same metrics, where TensorBoard is installed; trackers.json, what other trackers call the run
+.lock              held by the process that trains
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from heedful.files import write_json_atomically
 from heedful.schema import to_mapping
-from heedful.train.environment import describe_environment
+from heedful.train.environment import record_process
 
 if TYPE_CHECKING:
     import torch
@@ -101,16 +103,11 @@ def claim_folder(folder: Path, description: dict[str, Any], *, resume: bool) -> 
 
 
 def record_start(
-    folder: Path, description: dict[str, Any], device: torch.device, step: int, world_size: int = 1
+    folder: Path, description: dict[str, Any], device: torch.device, step: int, *, processes: int, strategy: str
 ) -> None:
     """Write config.json and add this process to environment.json."""
-    environments_file = folder / "environment.json"
     write_json_atomically(folder / "config.json", description)
-    environment = describe_environment(device)
-    if step > 0 and environments_file.exists():
-        first = read_json(environments_file)
-        environment = {**first, "resumed": [*first.get("resumed", []), {"from_step": step, **environment}]}
-    write_json_atomically(environments_file, environment)
+    record_process(folder, device, step, processes=processes, strategy=strategy)
 
 
 def read_json(path: Path) -> Any:
