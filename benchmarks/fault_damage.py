@@ -110,11 +110,11 @@ def _another_checkpoint(campaign: Campaign, run: Run) -> None:
     flip(last / "model.safetensors")
     event = Event("last checkpoint damaged, another one named with --checkpoint", run.setting.name)
     started = run.start("--train.keep_last", "2")
-    campaign.refused(event, run, started, saying="--checkpoint NAME", workers=run.setting.processes > 1)
+    campaign.refused(event, run, started, saying="--checkpoint NAME", workers=run.setting.processes > 1, damaged=True)
     names = re.findall(r"there are ([^\n]*?)\.\n", started.text())[-1].split(", ")
     best = json.loads((run.checkpoints / "best.json").read_text())["folder"]
     campaign.require(bool(names), event, "no other checkpoint is named")
     name = next(name for name in names if name != best)
-    event.outcome, event.lost = "", 0
+    event.outcome = ""
     campaign.finish(run, [event], options=("--checkpoint", name, "--train.keep_last", "2"))
     event.outcome = event.outcome and f"{REFUSED}, then {CONTINUED} from the other"

@@ -18,6 +18,8 @@ CONTINUED = "continued identically"
 RESTARTED = "began again identically, no checkpoint yet"
 REFUSED = "stopped with a sentence"
 FINISHED = "ended undisturbed, identically"
+# Seconds until the last process must be gone once the started one is.
+PATIENCE_AFTERWARDS = 10.0
 # A traceback through heedful's own files is one that a user sees for a fault of the world's; torchrun prints its own.
 _OWN_TRACEBACK = re.compile(r'File ".*heedful/[a-z_/]+\.py", line')
 # Exit codes of the workers, as torchrun tells them at its end.
@@ -99,7 +101,7 @@ class Campaign:
         statuses: Iterable[int],
         worker_statuses: Iterable[int] = (),
         traceback_allowed: bool = False,
-        patience: float = 10.0,
+        damaged: bool = False,
     ) -> None:
         """Wait for the end of what a fault hit, and look at everything that must hold right then.
 
@@ -108,11 +110,11 @@ class Campaign:
             statuses: exit statuses that are right.
             worker_statuses: the same for torchrun's workers.
             traceback_allowed: it was hit before heedful's own code ran.
-            patience: seconds until the last process must be gone once the started one is.
+            damaged: the checkpoints are broken because that is the fault.
         """
         began = time.monotonic()
         event.status = started.wait()
-        event.left = started.left_behind(patience)
+        event.left = started.left_behind(PATIENCE_AFTERWARDS)
         event.seconds = time.monotonic() - began
         text = started.text()
         event.worker_status = tuple(int(found) for found in _WORKER_STATUS.findall(text))
@@ -125,7 +127,7 @@ class Campaign:
         self.require(
             traceback_allowed or not _OWN_TRACEBACK.search(text), event, f"a traceback was shown: {text[-1500:]}"
         )
-        broken = run.broken_checkpoints()
+        broken = [] if damaged else run.broken_checkpoints()
         went_back = run.last_step() < before
         event.lost = len(broken) + went_back
         self.require(event.lost == 0, event, f"checkpoints lost: {broken or 'last.json went back'}")
@@ -136,11 +138,21 @@ class Campaign:
             flush=True,
         )
 
-    def refused(self, event: Event, run: Run, started: Started, *, saying: str, workers: bool = False) -> None:
+    def refused(
+        self, event: Event, run: Run, started: Started, *, saying: str, workers: bool = False, damaged: bool = False
+    ) -> None:
         """Write down a stop that must have come with a sentence and status 2 (of the workers where there are some)."""
         expected = (1,) if workers else (2,)
         # torchrun stops the other workers when the first has ended.
-        self.after(event, run, started, before=run.last_step(), statuses=expected, worker_statuses=(2, 3, -15))
+        self.after(
+            event,
+            run,
+            started,
+            before=run.last_step(),
+            statuses=expected,
+            worker_statuses=(2, 3, -15),
+            damaged=damaged,
+        )
         said = re.search(saying, started.text(), re.DOTALL) is not None
         self.require(said, event, f"does not say {saying!r}: {started.text()[-600:]}")
         event.outcome = REFUSED
@@ -152,7 +164,7 @@ class Campaign:
             started = run.start(*options)
             status = started.wait(600)
             self.require(status == 0, event, f"did not go on: status {status}: {started.text()[-1500:]}")
-            self.require(started.left_behind(10) == 0, event, "processes were left after the end")
+            self.require(started.left_behind(PATIENCE_AFTERWARDS) == 0, event, "processes were left after the end")
             if status != 0:
                 return
         differences = run.differences(self.references[run.setting.reference])

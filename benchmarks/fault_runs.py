@@ -23,10 +23,10 @@ from benchmarks.measuring import ROOT
 from heedful.train.checkpoint_files import check_files, open_checkpoint
 
 MARK = "HEEDFUL_FAULT_RUN"
-STEPS = 60
+STEPS, EVALUATE_EVERY = 60, 10
 # How long a run may take to end after a fault: torchrun kills what does not stop within 30 s, timeouts come before.
 PATIENCE_SECONDS = 120.0
-TIMEOUT_SECONDS = 5
+TIMEOUT_SECONDS = 20
 
 RECIPE = """
 name = "faults"
@@ -59,7 +59,7 @@ device = "cpu"
 steps = {steps}
 batch_size = 8
 context_length = 32
-evaluate_every = 10
+evaluate_every = {evaluate_every}
 log_every = 1
 checkpoint_every = 2
 trackers = []
@@ -104,7 +104,7 @@ def write_recipe(folder: Path) -> Path:
     """Write a corpus and a recipe that trains on it for seconds."""
     write_text(folder / "text.txt", 600)
     recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(folder=folder, steps=STEPS, timeout=TIMEOUT_SECONDS))
+    recipe.write_text(RECIPE.format(folder=folder, steps=STEPS, timeout=TIMEOUT_SECONDS, evaluate_every=EVALUATE_EVERY))
     return recipe
 
 
@@ -113,7 +113,12 @@ class Started:
 
     def __init__(self, command: Sequence[str], output: Path, prefix: Sequence[str] = ()) -> None:
         self.mark = uuid.uuid4().hex
-        environment = {**os.environ, MARK: self.mark, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            MARK: self.mark,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
+        }
         self.output = output
         with output.open("w") as file:
             self.process = subprocess.Popen(
@@ -246,7 +251,8 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl without times."""
         measured = ("tokens_per_second", "seconds", "memory")
-        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+        text = (self.folder / "metrics.jsonl").read_text()
+        lines = map(json.loads, text[: text.rfind("\n") + 1].splitlines())
         return [{name: value for name, value in line.items() if name not in measured} for line in lines]
 
     def differences(self, other: Run) -> list[str]:
@@ -309,8 +315,10 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path]:
 
 
 def fill(disk: Path, free_kilobytes: int) -> Path:
-    """Fill a disk up to so much; removing what is returned empties it again."""
+    """Fill a disk up to so much, and what becomes free within half a second, too; removing the file empties it."""
     ballast = disk / "ballast"
-    size = shutil.disk_usage(disk).free - free_kilobytes * 1024
-    ballast.write_bytes(b"\1" * max(size, 0))
+    for _ in range(10):
+        with ballast.open("ab") as file:
+            file.write(b"\1" * max(shutil.disk_usage(disk).free - free_kilobytes * 1024, 0))
+        time.sleep(0.05)
     return ballast

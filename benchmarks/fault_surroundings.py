@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -9,10 +10,12 @@ from pathlib import Path
 
 from benchmarks.fault_events import CONTINUED, REFUSED, Campaign, Event
 from benchmarks.fault_runs import (
+    EVALUATE_EVERY,
     FSDP2_BACKGROUND,
     SINGLE,
     SINGLE_BACKGROUND,
     Run,
+    Setting,
     Started,
     fill,
     small_disk,
@@ -23,7 +26,7 @@ from benchmarks.fault_runs import (
 DISK_KILOBYTES = 6_000
 # A checkpoint of the campaign's model is about 440 kB of state and 140 kB of model.
 ROOM = {"the state": 200, "model.safetensors": 490}
-RARELY = ("--train.checkpoint_every", "1000", "--train.evaluate_every", "1000")
+METRICS = "metrics.jsonl"
 
 
 def pause(campaign: Campaign, seconds: float = 1.5) -> None:
@@ -47,30 +50,41 @@ def full_disks(campaign: Campaign) -> None:
     for setting in (SINGLE, SINGLE_BACKGROUND, FSDP2_BACKGROUND):
         for what, room in ROOM.items():
             _full_disk(campaign, setting, what, room)
-    _full_disk(campaign, SINGLE, "metrics.jsonl", 0, rarely=True)
+    _full_disk(campaign, SINGLE, METRICS, 0)
     _full_from_the_beginning(campaign)
 
 
-def _full_disk(campaign: Campaign, setting: object, what: str, room: int, *, rarely: bool = False) -> None:
-    home = campaign.home / "disks" / str(len(campaign.events))
-    with small_disk(home, DISK_KILOBYTES) as disk:
+def _full_disk(campaign: Campaign, setting: Setting, what: str, room: int) -> None:
+    with small_disk(campaign.home / "disks" / str(len(campaign.events)), DISK_KILOBYTES) as disk:
         run = campaign.new_run(setting, disk / "run")
         event = Event(f"disk full at {what}", run.setting.name)
         started = begun(campaign, run, event)
-        if rarely:  # go on from a checkpoint, and then without any, so that only metrics are written
-            started.send(signal.SIGTERM)
-            started.wait()
-            step = run.last_step()
-            started = run.start(*RARELY)
-            wait_until(lambda: run.trains() and run.metrics()[-1]["step"] > step + 2, started)
-        pause(campaign, 0.5)
+        if what == METRICS:
+            started = _only_metrics(run, started)
+        else:
+            pause(campaign, 0.5)
         ballast = fill(disk, room)
-        saying = "could not be (written|prepared).*No space left|No space left on device.*metrics.jsonl"
+        saying = f"No space left on device.*{METRICS}" if what == METRICS else "could not be written.*No space left"
         campaign.refused(event, run, started, saying=saying, workers=run.setting.processes > 1)
         ballast.unlink()
         event.outcome = ""
         campaign.finish(run, [event])
         event.outcome = event.outcome and f"{REFUSED}, then {CONTINUED}"
+
+
+def _only_metrics(run: Run, started: Started) -> Started:
+    """Bring a run to where nothing but metrics will be written for some steps, and let it write many."""
+    while True:
+        started.send(signal.SIGTERM)
+        started.wait()
+        step = run.last_step()
+        if step % EVALUATE_EVERY < EVALUATE_EVERY // 2:
+            break
+        started = run.start()
+        wait_until(lambda: run.last_step() > step, started)  # noqa: B023  # it is over before the next round
+    started = run.start("--train.checkpoint_every", "1000", "--train.probe_every", "1")
+    wait_until(lambda: run.trains() and run.metrics()[-1]["step"] > step, started)
+    return started
 
 
 def _full_from_the_beginning(campaign: Campaign) -> None:
@@ -91,7 +105,7 @@ def diverging_losses(campaign: Campaign) -> None:
             _poisoned(campaign, setting, rank, always=always)
 
 
-def _poisoned(campaign: Campaign, setting: object, rank: int, *, always: bool) -> None:
+def _poisoned(campaign: Campaign, setting: Setting, rank: int, *, always: bool) -> None:
     run = campaign.new_run(setting)
     workers = run.setting.processes > 1
     step = campaign.random.randrange(10, 40)
@@ -147,10 +161,12 @@ def _shards_changed(campaign: Campaign) -> None:
     started = begun(campaign, run, event)
     started.send(signal.SIGKILL)
     started.wait()
-    shard = max((campaign.home / "cache" / "shards").glob("text*/*"), key=lambda path: path.stat().st_size)
+    key = json.loads((run.folder / "data.json").read_text())["manifest"]["key"]
+    (folder,) = (campaign.home / "cache" / "shards").glob(f"text*-{key[:16]}")
+    shard = max(folder.iterdir(), key=lambda path: path.stat().st_size)
     original = shard.read_bytes()
     shard.write_bytes(original[:100] + bytes([original[100] ^ 1]) + original[101:])
-    campaign.refused(event, run, run.start(), saying="damaged")
+    campaign.refused(event, run, run.start(), saying="is not what was written")
     shard.write_bytes(original)
     campaign.finish(run, [event])
     event.outcome = f"{REFUSED}, then {CONTINUED} with the shard put back"
@@ -232,8 +248,15 @@ def folders_in_use(campaign: Campaign) -> None:
     for setting in (SINGLE, FSDP2_BACKGROUND):
         run = campaign.new_run(setting)
         event = Event("a second run in the same folder", run.setting.name)
-        first = begun(campaign, run, event)
+        first = begun(campaign, run, event, "--train.parallel.timeout_seconds", "600")
+        for pid in first.running():  # so that it is still there when the other comes
+            os.kill(pid, signal.SIGSTOP)
         second = run.start()
-        campaign.refused(event, run, second, saying="another process is training in", workers=setting.processes > 1)
+        several = setting.processes > 1
+        campaign.refused(event, run, second, saying="another process is training in", workers=several)
+        for pid in first.running():
+            os.kill(pid, signal.SIGCONT)
         campaign.require(first.wait() == 0, event, f"the first run did not end well: {first.text()[-1500:]}")
+        event.outcome = ""
         campaign.finish(run, [event])
+        event.outcome = event.outcome and "the second stopped with a sentence, the first ended identically"

@@ -80,14 +80,16 @@ class Taken(NamedTuple):
     processor_seconds: float
 
     @classmethod
-    def now(cls) -> Taken:
-        """Read both clocks."""
-        return cls(time.perf_counter(), time.process_time())
+    def begin(cls) -> Taken:
+        """Read both clocks, the one that takes longer to read first."""
+        processor = time.process_time()
+        return cls(time.perf_counter(), processor)
 
     @classmethod
     def since(cls, begin: Taken) -> Taken:
         """Return what has gone by."""
-        return cls(*(now - then for now, then in zip(cls.now(), begin, strict=True)))
+        now = time.perf_counter()
+        return cls(now - begin.seconds, time.process_time() - begin.processor_seconds)
 
 
 class Interleaved:
@@ -113,10 +115,10 @@ class Interleaved:
             self.taken["train"].append(Taken.since(self.handed_over))
         batch = self.batches[step]
         for form, take in self.others.items():
-            begin = Taken.now()
+            begin = Taken.begin()
             take(step, batch)
             self.taken[form].append(Taken.since(begin))
-        self.handed_over = Taken.now()
+        self.handed_over = Taken.begin()
         return batch
 
 

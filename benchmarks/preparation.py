@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
 from benchmarks.measuring import describe, write_result
 from heedful.data import open_dataset
 from heedful.data.corpora import open_corpus
+from heedful.data.parts import PART_BYTES
 
 TARGET_BYTES = 2**30
 """A corpus of 1 GB is to be prepared within so much resident memory, workers included."""
@@ -70,11 +71,14 @@ class Options:
     workers: tuple[int, ...] = (1, 2)
     """Numbers of workers to compare; the last one prepares the large corpus."""
 
-    tokenizer: str = "bpe"
-    """The tokenizer."""
+    tokenizer: Literal["bytes", "bpe"] = "bpe"
+    """The tokenizer of the comparison and the kill."""
+
+    large_tokenizer: Literal["bytes", "bpe"] = "bytes"
+    """The tokenizer of the large corpus: bytes make the most tokens and take the least time."""
 
     vocab_size: int = 4096
-    """Its entries."""
+    """Entries of bpe."""
 
     folder: Path | None = None
     """Where corpus and shards are put for the time being; a temporary folder by default."""
@@ -105,13 +109,17 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def prepare(
-    options: Options, corpus: Path, cache: Path, workers: int, stop: Callable[[], bool] = lambda: False
+    options: Options,
+    corpus: Path,
+    cache: Path,
+    workers: int,
+    *,
+    tokenizer: str,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run `heedful prepare` and watch it; kill it as soon as `stop()` says so."""
     recipe = cache.with_suffix(".toml")
-    recipe.write_text(
-        RECIPE.format(corpus=corpus, cache=cache, tokenizer=options.tokenizer, vocab_size=options.vocab_size)
-    )
+    recipe.write_text(RECIPE.format(corpus=corpus, cache=cache, tokenizer=tokenizer, vocab_size=options.vocab_size))
     command = [sys.executable, "-m", "heedful", "prepare", str(recipe), "--workers", str(workers)]
     began = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -129,6 +137,7 @@ def prepare(
     output = process.communicate()[0]
     own = largest.pop(process.pid, 0)
     row = {
+        "tokenizer": tokenizer,
         "workers": workers,
         "seconds": time.monotonic() - began,
         "peak": peak,
@@ -179,33 +188,32 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
     """Return the rows of all measurements."""
     small, large = folder / "small", folder / "large"
     write_corpus(options.corpus, small, options.comparison_megabytes)
-    compared = [prepare(options, small, folder / f"cache-{count}", count) for count in options.workers]
-    whole = compared[-1]["splits"]
-    parts = options.comparison_megabytes * 1_000_000 // (4 << 20)
+    usual, kind = options.workers[-1], options.tokenizer
+    compared = [prepare(options, small, folder / f"cache-{n}", n, tokenizer=kind) for n in options.workers]
+    parts = options.comparison_megabytes * 1_000_000 // PART_BYTES
     cache = folder / "cache-killed"
 
     def half_done() -> bool:
         return len(list(cache.glob("shards/.*.work/parts-0/[0-9]*"))) >= parts // 2
 
-    killed = prepare(options, small, cache, options.workers[-1], half_done)
-    resumed = prepare(options, small, cache, options.workers[-1])
+    killed = prepare(options, small, cache, usual, tokenizer=kind, stop=half_done)
+    resumed = prepare(options, small, cache, usual, tokenizer=kind)
     shutil.rmtree(small)
     write_corpus(options.corpus, large, options.megabytes)
-    result = {
+    row = prepare(options, large, folder / "cache-large", usual, tokenizer=options.large_tokenizer)
+    began = time.monotonic()
+    prepare(options, large, folder / "cache-large", usual, tokenizer=options.large_tokenizer)
+    return {
         "compared": compared,
         "killed": {
             "seconds_until_killed": killed["seconds"],
             "status": killed["status"],
             "seconds_of_the_resumed": resumed["seconds"],
             "seconds_of_an_undisturbed": compared[-1]["seconds"],
-            "same_shards": resumed["splits"] == whole,
+            "same_shards": resumed["splits"] == compared[-1]["splits"],
         },
-        "large": prepare(options, large, folder / "cache-large", options.workers[-1]),
+        "large": {**row, "seconds_to_open_again": time.monotonic() - began},
     }
-    began = time.monotonic()
-    prepare(options, large, folder / "cache-large", options.workers[-1])
-    result["large"]["seconds_to_open_again"] = time.monotonic() - began
-    return result
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ def loader_tables(folder: Path = RESULTS) -> str:
     parts = []
     for file, result in results_of("loader", folder).items():
         parts.append(
-            f"{source(file, result, 'standard attention')} `times training`: tokens per second of the batches over those "
-            f"of the model's training step in the same round; the target is at least {result['target']:g}.\n"
+            f"{source(file, result, 'standard attention')} `times training`: tokens per second of the batches over "
+            f"those of the model's training step in the same round; the target is at least {result['target']:g}.\n"
         )
         lines = []
         for name, setting in result["settings"].items():
@@ -40,7 +40,7 @@ def preparation_tables(folder: Path = RESULTS) -> str:
     parts = []
     for file, result in results_of("preparation", folder).items():
         options, large, killed = result["options"], result["large"], result["killed"]
-        shape = f"{result['cores']} cores, {options['tokenizer']} with {options['vocab_size']:,} entries"
+        shape = f"{result['cores']} cores, load {result['load_before']:.1f} before it began"
         parts.append(f"{source(file, {**result, 'dtype': 'text to tokens'}, shape)}\n")
         rows = [*result["compared"], large]
         parts.append(table(_HEADERS, [_cells(row) for row in rows], 2))
@@ -51,14 +51,15 @@ def preparation_tables(folder: Path = RESULTS) -> str:
             f"{_mebibytes(result['target_bytes'])} for all processes together. Opening it again takes "
             f"{large['seconds_to_open_again']:.1f} s, `import torch` included. Killed with SIGKILL after "
             f"{killed['seconds_until_killed']:.0f} s of {killed['seconds_of_an_undisturbed']:.0f} s, the "
-            f"{options['comparison_megabytes']} MB went on and were done after {killed['seconds_of_the_resumed']:.0f} s "
-            f"more, with {'the same' if killed['same_shards'] else 'OTHER'} shards.\n"
+            f"{options['comparison_megabytes']} MB went on and took {killed['seconds_of_the_resumed']:.0f} s more, "
+            f"with {'the same' if killed['same_shards'] else 'OTHER'} shards.\n"
         )
     return "\n".join(parts) or _missing("preparation")
 
 
 _HEADERS = (
     "text",
+    "tokenizer",
     "workers",
     "seconds",
     "MB/s",
@@ -72,6 +73,7 @@ _HEADERS = (
 def _cells(row: Result) -> list[str]:
     return [
         f"{row['text_bytes'] / 1e6:,.0f} MB",
+        row["tokenizer"],
         str(row["workers"]),
         f"{row['seconds']:.0f}",
         f"{row['megabytes_per_second']:.1f}",

@@ -26,7 +26,9 @@ from scripts.benchmark_tables import (
     results_of,
     tile_step_tables,
 )
+from scripts.data_tables import loader_tables, preparation_tables
 from scripts.fault_table import fault_table
+from scripts.scale_tables import checkpoint_tables, cost_tables, memory_tables, traffic_tables
 from scripts.speed_tables import loop_overhead_tables, loss_memory_tables, profile_step_tables
 from scripts.strategy_table import strategy_table
 
@@ -49,12 +51,19 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "model-step": model_step_tables,
             "tile-steps": tile_step_tables,
         },
+        ROOT / "docs/data.md": {"loader": loader_tables, "preparation": preparation_tables},
         ROOT / "docs/faults.md": {"faults": fault_table},
         ROOT / "docs/parallel.md": {"strategies": strategy_table},
         ROOT / "docs/speed.md": {
             "profile-step": profile_step_tables,
             "loss-memory": loss_memory_tables,
             "loop-overhead": loop_overhead_tables,
+        },
+        ROOT / "docs/scale.md": {
+            "scale-cost": cost_tables,
+            "scale-memory": memory_tables,
+            "scale-traffic": traffic_tables,
+            "scale-checkpoints": checkpoint_tables,
         },
         ROOT / "docs/upcycling.md": {"upcycling": upcycling_table},
         ROOT / "docs/results.md": {name: partial(comparison_table, name) for name in COMPARISONS},

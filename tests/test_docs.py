@@ -38,6 +38,7 @@ COMMANDS = (
     "compare",
     "train",
     "prepare",
+    "estimate",
     "range-test",
     "bench",
     "runs",

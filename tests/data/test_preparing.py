@@ -355,6 +355,14 @@ def test_what_another_version_of_the_tokenizers_library_left_is_not_gone_on_from
     assert not any(stage.startswith("going on") for stage in stages)
 
 
+def test_what_a_kill_at_the_last_moment_leaves_is_cleared(corpus: Path) -> None:
+    dataset = prepare(config_for(corpus))
+    left = dataset.folder.parent / f".{dataset.folder.name}.work"
+    (left / "parts-0").mkdir(parents=True)
+    prepare(config_for(corpus))
+    assert not left.exists()
+
+
 def test_workers_can_be_started_from_a_thread(corpus: Path) -> None:
     found: list[TokenDataset] = []
     thread = threading.Thread(target=lambda: found.append(prepare(config_for(corpus), workers=2)))

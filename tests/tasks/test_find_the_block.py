@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from heedful.data.batches import IGNORED
 from heedful.models import DecoderLM, decoder_config
 from heedful.tasks import FindTheBlockConfig, FindTheBlockData, evaluate_find_the_block
-from heedful.tasks.block_samples import most_blocks
+from heedful.tasks.block_samples import draw_samples, most_blocks
 from heedful.tasks.find_the_block import END, VOCAB_SIZE, evaluation_batch, to_text
 
 SMALL = FindTheBlockConfig(num_blocks=4, block_length=3)
@@ -117,6 +118,27 @@ def test_batches_are_a_pure_function_of_seed_and_step() -> None:
     assert torch.equal(data.batch(12).tokens, later.tokens)
     assert not torch.equal(data.batch(13).tokens, later.tokens)
     assert not torch.equal(FindTheBlockData(SMALL, 2, 8).batch(12).tokens, later.tokens)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8, 11])
+def test_processes_generate_their_own_rows_of_the_batch_and_no_others(
+    world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = FindTheBlockData(replace(SMALL, train_samples=24), 1, 8)
+    borders = [rank * 8 // world_size for rank in range(world_size + 1)]
+    for step in (0, 2, 7):  # 7: in the third epoch
+        whole = data.batch(step)
+        parts = [data.batch(step, range(start, stop)) for start, stop in itertools.pairwise(borders)]
+        assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
+        assert torch.equal(torch.cat([part.targets for part in parts]), whole.targets)
+        assert [len(part.tokens) for part in parts] == [stop - start for start, stop in itertools.pairwise(borders)]
+    drawn: list[int] = []
+    monkeypatch.setattr(
+        "heedful.tasks.find_the_block.draw_samples",
+        lambda *, indices, **rest: drawn.append(len(indices)) or draw_samples(indices=indices, **rest),
+    )
+    data.batch(3, range(2, 5))
+    assert drawn == [3]
 
 
 def test_an_epoch_passes_once_through_the_training_set() -> None:

@@ -276,13 +276,16 @@ def test_a_full_disk_ends_the_command_with_a_sentence_that_names_the_file(
     assert str(small_run.folder) in last
 
 
-def test_a_worker_that_is_killed_ends_all_and_loses_nothing(tmp_path: Path) -> None:
+def test_torchrun_restarts_after_a_worker_is_killed_and_with_no_restart_left_all_end(tmp_path: Path) -> None:
     write_recipe(tmp_path)
     several = Run(tmp_path, "run", FSDP2)
-    started = several.start("--train.steps", "1000")
+    started = several.start("--train.steps", "1000", torchrun=("--max_restarts=1",))
     try:
         assert wait_until(several.has_checkpoint, started), started.text()
-        before = several.last_step()
+        started.send(signal.SIGKILL, 1)
+        assert wait_until(lambda: "resumed after step" in started.text(), started), started.text()
+        resumed = several.last_step()
+        assert wait_until(lambda: several.last_step() > resumed, started), started.text()
         started.send(signal.SIGKILL, 1)
         assert started.wait(300) == 1  # torchrun's own
         assert started.left_behind(20) == 0
@@ -291,4 +294,4 @@ def test_a_worker_that_is_killed_ends_all_and_loses_nothing(tmp_path: Path) -> N
     assert "another process of the run died or did not answer in time" in started.text()
     assert "exitcode  : 3" in started.text()  # of the worker that was not killed
     assert several.broken_checkpoints() == []
-    assert several.last_step() >= before
+    assert several.last_step() > resumed

@@ -17,6 +17,7 @@ import tyro
 from heedful.cli.bench import Bench
 from heedful.cli.compare import Compare
 from heedful.cli.convert import Convert
+from heedful.cli.estimate import Estimate
 from heedful.cli.evaluate import Evaluate
 from heedful.cli.export import Export
 from heedful.cli.generate import Generate
@@ -36,6 +37,7 @@ Command = (
     Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Estimate, tyro.conf.subcommand("estimate")]
     | Annotated[RangeTest, tyro.conf.subcommand("range-test")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Runs, tyro.conf.subcommand("runs")]

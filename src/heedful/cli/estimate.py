@@ -176,7 +176,9 @@ def _memory(console: Console, estimate: Estimate) -> None:
             *(memory(getattr(arm.memory, field)) for field, _ in shown),
             "yes" if arm.fits else "no",
             str(arm.largest_micro_batch),
-            f"{memory(arm.memory_with_recomputation.total)} instead of {memory(arm.memory_without_recomputation.total)}",
+            " instead of ".join(
+                memory(one.total) for one in (arm.memory_with_recomputation, arm.memory_without_recomputation)
+            ),
         ]
         for arm in estimate.arms
     ]

@@ -54,8 +54,8 @@ def prepare(
     A build that was stopped, killed or ran out of disk goes on where it was; a corpus that changed meanwhile is built
     from its beginning. The shards do not depend on the number of workers.
 
-    Memory: one document, some tens of megabytes for each worker, and 9 bytes for each document of the corpus, 8 of
-    them while the splits are drawn.
+    Memory: one document, some tens of megabytes for each worker, and less than 40 bytes for each document of the
+    corpus, most of them while the splits are drawn.
 
     Args:
         config: what to read and how.
@@ -75,7 +75,9 @@ def prepare(
         state = corpora.state()
         key = _cache_key(config, corpora, verify=verify)
         folder = config.resolved_cache_folder / "shards" / f"{_readable_name(config)}-{key[:16]}"
-        if not folder.exists():
+        if folder.exists():
+            shutil.rmtree(_work_of(folder), ignore_errors=True)  # of a build that was killed when it was complete
+        else:
             _build_once(config, corpora, state, key, folder, report, workers)
     except OSError as error:  # a full disk, a file that may not be read, a worker that was killed
         place = f": {error.filename}" if error.filename else ""
@@ -115,9 +117,13 @@ def _build_once(
         report(f"wrote {folder}")
 
 
+def _work_of(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.work"
+
+
 def _work_folder(folder: Path, key: str, report: Callable[[str], None]) -> Path:
     """Return the folder of what a build keeps until it is complete, emptied where an unlike version left it."""
-    work = folder.parent / f".{folder.name}.work"
+    work = _work_of(folder)
     facts = {"key": key, "parts": PART_FORMAT, "part_bytes": PART_BYTES, "tokenizers": version("tokenizers")}
     record = work / _WORK_RECORD
     try:

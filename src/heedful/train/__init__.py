@@ -13,7 +13,6 @@ from heedful.train.parallel_config import ParallelConfig
 from heedful.train.processes import LostProcessError, Processes, current_processes
 from heedful.train.progress import BarReporter, LineReporter, Reporter, SilentReporter
 from heedful.train.range_test import RangeTestResult, learning_rate_range_test
-from heedful.train.run_state import RunState, run_state
 from heedful.train.state import CheckpointError, DivergenceError, TrainResult
 
 __all__ = [
@@ -30,7 +29,6 @@ __all__ = [
     "Processes",
     "RangeTestResult",
     "Reporter",
-    "RunState",
     "ScheduleConfig",
     "SilentReporter",
     "TrainConfig",
@@ -44,6 +42,5 @@ __all__ = [
     "load_best",
     "peak_tensor_bytes",
     "read_metrics",
-    "run_state",
     "train",
 ]

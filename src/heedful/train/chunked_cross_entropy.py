@@ -37,8 +37,9 @@ def chunked_cross_entropy(
     The products with W are computed in the type of `hidden`, or in autocast's where it is on; logits, softmax and sums
     in float32, the sum of W's gradient over the chunks included (all in float64 for float64). Besides the logits of a
     chunk (4 bytes each, 6 where the products are bfloat16) the forward pass makes one tensor like each of `hidden`,
-    `weight` and `bias`. The backward pass hands out those very tensors, so a second one through the same graph is an
-    error, and so is a derivative of the gradient.
+    `weight` and `bias` (under autocast, two more like `weight` in bfloat16 that it frees at its end). The backward pass
+    hands out those very tensors, so a second one through the same graph is an error, and so is a derivative of the
+    gradient.
 
     Args:
         hidden: (..., D), floats.

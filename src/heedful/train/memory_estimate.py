@@ -30,6 +30,7 @@ from heedful.train.chunked_cross_entropy import LOGITS_OF_A_CHUNK
 from heedful.train.config import TrainConfig
 from heedful.train.loss import TrainingLoss
 from heedful.train.simulated_step import Footprint, LiveBytes, footprint
+from heedful.train.treatment import treatments
 
 Module = TypeVar("Module", bound=nn.Module)
 SHARDED = ("fsdp2", "hsdp")
@@ -212,7 +213,7 @@ def _sizes(config: DecoderConfig, train: TrainConfig, shard_size: int) -> _Sizes
     inside = {id(parameter) for block in blocks for parameter in block}
     root = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     everything = [*root, *(parameter for block in blocks for parameter in block)]
-    matrices = [p for block in blocks for p in block if p.dim() == 2] if train.optimizer.kind == "muon" else []
+    matrices = [one.parameter for one in treatments(model, train.optimizer) if one.method == "muon"]
     by_muon = sum(here(parameter) for parameter in matrices)
     total = sum(here(parameter) for parameter in everything)
     blocks_here = [sum(map(here, block)) for block in blocks]
@@ -308,9 +309,17 @@ def _body(config: DecoderConfig, run: _Run, micro_batch: int) -> list[Footprint]
     return body
 
 
-@lru_cache(maxsize=256)
 def _loss(config: DecoderConfig, run: _Run, tokens: int) -> Footprint:
     """Return the final norm, the head and the loss of so many tokens."""
+    chunk = run.train.loss.chunk_tokens or max(1, LOGITS_OF_A_CHUNK // config.vocab_size)
+    if tokens <= 4 * chunk:
+        return _loss_at_once(config, run, tokens)
+    two, four = (_loss_at_once(config, run, number * chunk) for number in (2, 4))
+    return _extrapolated(two, four, tokens / (2 * chunk) - 1)  # every chunk needs the same
+
+
+@lru_cache(maxsize=256)
+def _loss_at_once(config: DecoderConfig, run: _Run, tokens: int) -> Footprint:
     with FakeTensorMode():
         head = _gathered(_Head(config), run.weights)
         loss = TrainingLoss(head, run.train.loss)
@@ -322,14 +331,8 @@ def _loss(config: DecoderConfig, run: _Run, tokens: int) -> Footprint:
             head.hidden = None
             return objective
 
-        def score(scored: int) -> Footprint:
-            source = torch.empty((1, scored, config.hidden_size), dtype=run.weights, requires_grad=True)
-            return footprint(compute, source, list(head.parameters()), **run.modes)
-
-        chunk = run.train.loss.chunk_tokens or max(1, LOGITS_OF_A_CHUNK // config.vocab_size)
-        if tokens <= 4 * chunk:
-            return score(tokens)
-        return _extrapolated(score(2 * chunk), score(4 * chunk), tokens / (2 * chunk) - 1)  # every chunk needs the same
+        source = torch.empty((1, tokens, config.hidden_size), dtype=run.weights, requires_grad=True)
+        return footprint(compute, source, list(head.parameters()), **run.modes)
 
 
 def _extrapolated(one: Footprint, two: Footprint, steps: float) -> Footprint:

@@ -203,7 +203,8 @@ def _joined_processes(needs_group: bool, timeout_seconds: int, device: torch.dev
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     elif not dist.is_initialized():
         with losing_nobody():
-            dist.init_process_group(backend, timeout=timeout)
+            store, rank, world_size = _rendezvous(timeout)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     with losing_nobody():
         processes = Processes(_new_group(timeout), timeout)
     _joined.append(processes)
@@ -215,6 +216,19 @@ def _joined_processes(needs_group: bool, timeout_seconds: int, device: torch.dev
         _joined.remove(processes)
         if alone_in_group:
             dist.destroy_process_group()
+
+
+def _rendezvous(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
+    """Return where the processes find each other, the number of this one, and how many there are.
+
+    torchrun keeps one store for all restarts of its workers (`--max-restarts`), in which addresses of those before
+    would be taken for those of their successors. Over several machines the number of restarts is no common name, since
+    each torchrun counts its own.
+    """
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
+        store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return store, rank, world_size
 
 
 def _new_group(timeout: datetime.timedelta) -> dist.ProcessGroup:
