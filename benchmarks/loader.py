@@ -127,7 +127,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
                 "kind": kind,
                 "seconds": timing.seconds,
                 "tokens_per_second": share * tokens / timing.seconds,
-                "times_training": 1 / timing.ratio,
+                "times_training": share / timing.ratio,
             }
             rows.append(row)
             print(f"{name}, {kind}: {row['tokens_per_second']:,.0f} tokens/s, x{row['times_training']:.0f}", flush=True)

@@ -1,7 +1,6 @@
 """The tables of docs/scale.md: what the papers' recipes cost on paper, computed from the recipes.
 
-Nothing here is measured on a GPU. The ratios of the multi-token kernels' speed are those of results/benchmarks, which are
-from a CPU.
+Nothing here is measured on a GPU. The ratios of the multi-token kernels' speed in results/benchmarks are from a CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from heedful.study.estimate import (
     ASSUMED_UTILISATION,
     GPUS_PER_MACHINE,
     ArmEstimate,
-    Estimate,
+    RecipeEstimate,
     Strategy,
     estimate_recipe,
     peak_flops,
@@ -41,7 +40,9 @@ COUNTS = (8, 16, 32, 64, 128)
 
 
 @functools.cache
-def estimate_of(name: str, gpus: int | None = None, strategy: str | None = None, arm: str | None = None) -> Estimate:
+def estimate_of(
+    name: str, gpus: int | None = None, strategy: str | None = None, arm: str | None = None
+) -> RecipeEstimate:
     """Return the estimate of recipes/papers/NAME.toml on H200s."""
     changes = {} if strategy is None else {"train.parallel.strategy": strategy}
     recipe = load_recipe(PAPERS / f"{name}.toml", changes)
@@ -92,7 +93,7 @@ def memory_tables() -> str:
     return table(heads, rows, 3)
 
 
-def _memory_row(found: Estimate, arm: ArmEstimate) -> list[str]:
+def _memory_row(found: RecipeEstimate, arm: ArmEstimate) -> list[str]:
     need = arm.memory
     parts = (need.weights, need.optimizer, need.gradients, need.gathered, need.communication)
     fits = [gpu.name for gpu in GPUS if need.total <= gpu.memory_bytes]
@@ -110,7 +111,7 @@ class Traffic:
     copies: float
     steps: int
 
-    def seconds(self, found: Estimate, network: float) -> float:
+    def seconds(self, found: RecipeEstimate, network: float) -> float:
         """Return how long both take one after the other, at full bandwidth and without latency."""
         machines = -(-found.gpus // GPUS_PER_MACHINE)
         near = found.gpu.node_bandwidth
@@ -120,7 +121,7 @@ class Traffic:
         return self.ring / (near if inside else min(near, network)) + self.copies * GPUS_PER_MACHINE / network
 
 
-def traffic(found: Estimate, arm: ArmEstimate) -> Traffic:
+def traffic(found: RecipeEstimate, arm: ArmEstimate) -> Traffic:
     """Return what a step sends, by formula: gradients in float32, weights in the type in which they are gathered."""
     width = 2 if found.recipe.train.parallel.gather_precision == "bfloat16" else 4
     total, blocks = arm.parameters, arm.parameters_without_embeddings
@@ -198,7 +199,7 @@ def checkpoint_tables() -> str:
     return table(heads, rows, 1)
 
 
-def _hours(arm: ArmEstimate, base: ArmEstimate, found: Estimate) -> tuple[float, float]:
+def _hours(arm: ArmEstimate, base: ArmEstimate, found: RecipeEstimate) -> tuple[float, float]:
     """Return the least and the most GPU-hours of one run."""
     peak = peak_flops(arm.train, found.gpu)
     if arm.name not in KERNELS:

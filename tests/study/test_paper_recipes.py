@@ -1,4 +1,4 @@
-"""Every recipe that is shipped: its shapes, counts and token budgets, and that it fits the hardware it was sized for."""
+"""Every recipe that is shipped: its shapes, counts and token budgets, and that it fits its hardware."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tiny_study import write_corpus
 
 from heedful.cli import main
-from heedful.study.estimate import Estimate, estimate_recipe, largest_micro_batch
+from heedful.study.estimate import RecipeEstimate, estimate_recipe, largest_micro_batch
 from heedful.study.recipe import Recipe
 from heedful.study.recipe_file import load_recipe
 from heedful.train.optimisation import learning_rate
@@ -27,7 +27,7 @@ def recipe(name: str) -> Recipe:
 
 
 @functools.cache
-def estimate(name: str) -> Estimate:
+def estimate(name: str) -> RecipeEstimate:
     return estimate_recipe(recipe(name), search=False)
 
 

@@ -261,19 +261,20 @@ def test_a_corpus_that_changes_between_runs_is_refused_until_it_is_put_back(
     assert "resumed after step 2 of 12" in capsys.readouterr().err
 
 
-def test_a_full_disk_ends_the_command_with_a_sentence_that_names_the_file(
-    small_run: Run, capsys: pytest.CaptureFixture[str], limited_files: Callable[[int], None]
+def test_a_disk_that_runs_full_ends_the_command_with_a_sentence_that_names_the_file(
+    small_run: Run,
+    capsys: pytest.CaptureFixture[str],
+    limited_files: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert main(small_run.arguments("--dry-run")) == 0  # prepares the data
-    limited_files(3_500)  # enough for the descriptions of the run, too little for a dozen lines of metrics
+    # The last file that is written before the metrics.
+    monkeypatch.setattr("heedful.cli.run_folder.write_run_description", lambda *arguments: limited_files(700))
     try:
         assert main(small_run.arguments(*SHORT, "--train.checkpoint_every", "99")) == 2
     finally:
         limited_files(resource.RLIM_INFINITY)
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("heedful: ")
-    assert "File too large" in last
-    assert str(small_run.folder) in last
+    expected = f"heedful: File too large: {small_run.folder / 'metrics.jsonl'}."
+    assert capsys.readouterr().err.splitlines()[-1] == expected
 
 
 def test_torchrun_restarts_after_a_worker_is_killed_and_with_no_restart_left_all_end(tmp_path: Path) -> None:

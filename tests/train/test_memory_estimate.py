@@ -17,10 +17,11 @@ from heedful.train.config import LossConfig, TrainConfig
 from heedful.train.device import autocast
 from heedful.train.loss import TrainingLoss
 from heedful.train.memory import peak_tensor_bytes
-from heedful.train.memory_estimate import _body, _parts, _Run, estimate_memory
+from heedful.train.memory_estimate import estimate_memory
 from heedful.train.optimisation import Optimization
 from heedful.train.optimizer_config import OptimizerConfig, ScheduleConfig
 from heedful.train.parallel_config import ParallelConfig
+from heedful.train.simulated_parts import PartsRun, _body, parts_of
 from heedful.train.simulated_step import LiveBytes
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 4, 256, 64, 512
@@ -166,10 +167,10 @@ def unseen_in_tiles() -> int:
 
 
 def test_many_sequences_follow_from_few() -> None:
-    run = _Run(train=run_config(), accumulating=False, gpu=True, weights=torch.float32)
+    run = PartsRun(train=run_config(), accumulating=False, gpu=True, weights=torch.float32)
     for names in ("standard", "boosted"):
         config = model_config(names)
-        parts = _parts(config, run, 13)
+        parts = parts_of(config, run, 13)
         assert [parts.embedding, *parts.blocks] == _body(config, run, 13)
 
 

@@ -12,7 +12,7 @@ import tyro
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from heedful.study.estimate import ArmEstimate, Estimate
+    from heedful.study.estimate import ArmEstimate, RecipeEstimate
     from heedful.train.memory_estimate import StepMemory
 
 PARTS = (
@@ -78,7 +78,7 @@ class Estimate:
         _print(Console(highlight=False), estimate)
 
 
-def estimate_mapping(estimate: Estimate) -> dict[str, Any]:
+def estimate_mapping(estimate: RecipeEstimate) -> dict[str, Any]:
     """Return the plain form of an estimate."""
     return {
         "recipe": estimate.recipe.name,
@@ -93,7 +93,7 @@ def estimate_mapping(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _arm_mapping(arm: ArmEstimate, estimate: Estimate) -> dict[str, Any]:
+def _arm_mapping(arm: ArmEstimate, estimate: RecipeEstimate) -> dict[str, Any]:
     config = arm.config
     return {
         "name": arm.name,
@@ -129,7 +129,7 @@ def _memory_mapping(memory: StepMemory) -> dict[str, Any]:
     }
 
 
-def _print(console: Console, estimate: Estimate) -> None:
+def _print(console: Console, estimate: RecipeEstimate) -> None:
     from heedful.study.wording import count, number_of
 
     recipe, first = estimate.recipe, estimate.arms[0]
@@ -147,7 +147,7 @@ def _print(console: Console, estimate: Estimate) -> None:
     console.print(f"All {number_of(runs, 'run')}: {count(estimate.gpu_hours)} GPU-hours, estimated.")
 
 
-def _sizes(console: Console, estimate: Estimate) -> None:
+def _sizes(console: Console, estimate: RecipeEstimate) -> None:
     from heedful.study.wording import count
 
     headers = ("layers x width", "feed-forward", "parameters", "without embeddings", "steps", "tokens", "FLOPs")
@@ -166,7 +166,7 @@ def _sizes(console: Console, estimate: Estimate) -> None:
     _table(console, "One run of each arm", headers, zip(estimate.arms, rows, strict=True))
 
 
-def _memory(console: Console, estimate: Estimate) -> None:
+def _memory(console: Console, estimate: RecipeEstimate) -> None:
     from heedful.study.wording import memory
 
     shown = [part for part in PARTS if any(getattr(arm.memory, part[0]) for arm in estimate.arms)]
@@ -186,7 +186,7 @@ def _memory(console: Console, estimate: Estimate) -> None:
     _table(console, title, headers, zip(estimate.arms, rows, strict=True))
 
 
-def _time(console: Console, estimate: Estimate) -> None:
+def _time(console: Console, estimate: RecipeEstimate) -> None:
     from heedful.study.wording import count
 
     headers = ("tokens/s", "hours", "GPU-hours", "runs")

@@ -74,7 +74,7 @@ class ArmEstimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class RecipeEstimate:
     """A recipe on some GPUs.
 
     Attributes:
@@ -109,7 +109,7 @@ def estimate_recipe(
     arms: tuple[str, ...] | None = None,
     utilisation: float = ASSUMED_UTILISATION,
     search: bool = True,
-) -> Estimate:
+) -> RecipeEstimate:
     """Return what `recipe` costs.
 
     Args:
@@ -154,7 +154,7 @@ def estimate_recipe(
                 recipe, arm, configs[arm.name], train, card, count, spread, utilisation=utilisation, search=search
             )
         )
-    return Estimate(
+    return RecipeEstimate(
         recipe=recipe,
         gpu=card,
         gpus=count,
