@@ -102,6 +102,7 @@ class Campaign:
         worker_statuses: Iterable[int] = (),
         traceback_allowed: bool = False,
         damaged: bool = False,
+        patience: float = PATIENCE_AFTERWARDS,
     ) -> None:
         """Wait for the end of what a fault hit, and look at everything that must hold right then.
 
@@ -111,10 +112,11 @@ class Campaign:
             worker_statuses: the same for torchrun's workers.
             traceback_allowed: it was hit before heedful's own code ran.
             damaged: the checkpoints are broken because that is the fault.
+            patience: seconds until the last process must be gone once the started one is.
         """
         began = time.monotonic()
         event.status = started.wait()
-        event.left = started.left_behind(PATIENCE_AFTERWARDS)
+        event.left = started.left_behind(patience)
         event.seconds = time.monotonic() - began
         text = started.text()
         event.worker_status = tuple(int(found) for found in _WORKER_STATUS.findall(text))

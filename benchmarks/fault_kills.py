@@ -7,13 +7,14 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.fault_events import FINISHED, RESTARTED, Campaign, Event
+from benchmarks.fault_events import FINISHED, PATIENCE_AFTERWARDS, RESTARTED, Campaign, Event
 from benchmarks.fault_runs import (
     DDP,
     FSDP2,
     FSDP2_BACKGROUND,
     SINGLE,
     SINGLE_BACKGROUND,
+    TIMEOUT_SECONDS,
     Run,
     Setting,
     Started,
@@ -121,6 +122,8 @@ def one_kill(campaign: Campaign, run: Run, started: Started, kill: Kill, moment:
         statuses=statuses,
         worker_statuses=workers,
         traceback_allowed=kill.number == signal.SIGINT and not trains,
+        # Workers that are still starting may miss that torchrun is gone; then they wait for it in vain.
+        patience=PATIENCE_AFTERWARDS + (0 if trains else TIMEOUT_SECONDS),
     )
     if not run.has_checkpoint():
         event.outcome = RESTARTED

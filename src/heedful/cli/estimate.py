@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from heedful.study.estimate import ArmEstimate, RecipeEstimate
     from heedful.train.memory_estimate import StepMemory
 
+LABEL_COLUMNS, ARM_COLUMNS = 29, 16
 PARTS = (
     ("weights", "weights"),
     ("optimizer", "optimiser state"),
@@ -75,7 +77,8 @@ class Estimate:
             return
         from rich.console import Console
 
-        _print(Console(highlight=False), estimate)
+        needed = LABEL_COLUMNS + ARM_COLUMNS * len(estimate.arms)  # a terminal breaks lines better
+        _print(Console(highlight=False, width=max(Console().width, needed)), estimate)
 
 
 def estimate_mapping(estimate: RecipeEstimate) -> dict[str, Any]:
@@ -144,67 +147,67 @@ def _print(console: Console, estimate: RecipeEstimate) -> None:
     _memory(console, estimate)
     _time(console, estimate)
     runs = sum(arm.runs for arm in estimate.arms)
-    console.print(f"All {number_of(runs, 'run')}: {count(estimate.gpu_hours)} GPU-hours, estimated.")
+    console.print(
+        f"All {number_of(runs, 'run')}: {count(estimate.gpu_hours)} GPU-hours, estimated. Mechanisms that reach less "
+        "of the peak than the assumed share take longer.",
+        soft_wrap=True,
+    )
 
 
 def _sizes(console: Console, estimate: RecipeEstimate) -> None:
     from heedful.study.wording import count
 
-    headers = ("layers x width", "feed-forward", "parameters", "without embeddings", "steps", "tokens", "FLOPs")
-    rows = [
-        [
-            f"{arm.config.num_layers} x {arm.config.hidden_size:,}",
-            f"{arm.config.feed_forward_size:,}",
-            f"{arm.parameters:,}",
-            f"{arm.parameters_without_embeddings:,}",
-            f"{arm.train.steps:,}",
-            count(arm.tokens),
-            f"{arm.flops:.3g}",
-        ]
-        for arm in estimate.arms
-    ]
-    _table(console, "One run of each arm", headers, zip(estimate.arms, rows, strict=True))
+    rows = {
+        "layers x width": lambda arm: f"{arm.config.num_layers} x {arm.config.hidden_size:,}",
+        "feed-forward": lambda arm: f"{arm.config.feed_forward_size:,}",
+        "parameters": lambda arm: f"{arm.parameters:,}",
+        "without embeddings": lambda arm: f"{arm.parameters_without_embeddings:,}",
+        "steps": lambda arm: f"{arm.train.steps:,}",
+        "tokens": lambda arm: count(arm.tokens),
+        "FLOPs": lambda arm: f"{arm.flops:.3g}",
+    }
+    _table(console, "One run of each arm", rows, estimate)
 
 
 def _memory(console: Console, estimate: RecipeEstimate) -> None:
     from heedful.study.wording import memory
 
-    shown = [part for part in PARTS if any(getattr(arm.memory, part[0]) for arm in estimate.arms)]
-    headers = (*(name for _, name in shown), "fits", "largest micro-batch", "recomputing blocks")
-    rows = [
-        [
-            *(memory(getattr(arm.memory, field)) for field, _ in shown),
-            "yes" if arm.fits else "no",
-            str(arm.largest_micro_batch),
-            " instead of ".join(
-                memory(one.total) for one in (arm.memory_with_recomputation, arm.memory_without_recomputation)
-            ),
-        ]
-        for arm in estimate.arms
-    ]
+    rows: dict[str, Callable[[ArmEstimate], str]] = {
+        name: lambda arm, field=field: memory(getattr(arm.memory, field))
+        for field, name in PARTS
+        if any(getattr(arm.memory, field) for arm in estimate.arms)
+    }
+    rows["fits"] = lambda arm: "yes" if arm.fits else "no"
+    rows["largest micro-batch"] = lambda arm: str(arm.largest_micro_batch)
+    rows["all, recomputing blocks"] = lambda arm: memory(arm.memory_with_recomputation.total)
+    rows["all, keeping everything"] = lambda arm: memory(arm.memory_without_recomputation.total)
     title = f"Memory on each GPU of {memory(estimate.gpu.memory_bytes)}, derived, at the moment that needs the most"
-    _table(console, title, headers, zip(estimate.arms, rows, strict=True))
+    _table(console, title, rows, estimate)
 
 
 def _time(console: Console, estimate: RecipeEstimate) -> None:
     from heedful.study.wording import count
 
-    headers = ("tokens/s", "hours", "GPU-hours", "runs")
-    rows = [
-        [count(arm.tokens_per_second), f"{arm.hours:,.1f}", f"{arm.hours * estimate.gpus:,.0f}", str(arm.runs)]
-        for arm in estimate.arms
-    ]
+    rows = {
+        "tokens/s": lambda arm: count(arm.tokens_per_second),
+        "hours": lambda arm: f"{arm.hours:,.1f}",
+        "GPU-hours": lambda arm: f"{arm.hours * estimate.gpus:,.1f}",
+        "runs": lambda arm: str(arm.runs),
+    }
     title = f"Time of one run if {100 * estimate.utilisation:g} % of the peak operations are reached, an assumption"
-    _table(console, title, headers, zip(estimate.arms, rows, strict=True))
+    _table(console, title, rows, estimate)
 
 
-def _table(console: Console, title: str, headers: Any, rows: Any) -> None:
+def _table(
+    console: Console, title: str, rows: Mapping[str, Callable[[ArmEstimate], str]], estimate: RecipeEstimate
+) -> None:
     from rich.table import Table
 
-    table = Table(title=f"\n{title}", title_justify="left")
-    table.add_column("arm", no_wrap=True)
-    for header in headers:
-        table.add_column(header, justify="right")
-    for arm, cells in rows:
-        table.add_row(arm.name, *cells)
+    console.print(f"\n{title}", soft_wrap=True)
+    table = Table()
+    table.add_column("", no_wrap=True)
+    for arm in estimate.arms:
+        table.add_column(arm.name, justify="right")
+    for name, cell in rows.items():
+        table.add_row(name, *(cell(arm) for arm in estimate.arms))
     console.print(table)

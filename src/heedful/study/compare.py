@@ -25,7 +25,7 @@ from heedful.study.runs import Report, Run, score_run, train_run
 from heedful.train.run_folder import read_json
 
 # Words about the comparison, not what is compared: they may change while it goes on.
-WORDS = ("name", "title", "description")
+WORDS = ("name", "title", "description", "hardware")
 
 
 def run_comparison(recipe: Recipe, folder: str | Path, report: Report | None = None) -> Path:

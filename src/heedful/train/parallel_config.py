@@ -13,7 +13,8 @@ GatherPrecision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """One process, or several started by torchrun; none of this changes what is computed beyond rounding.
+    """One process, or several started by torchrun; none of this changes what is computed beyond rounding, in float32 or,
+    with `gather_precision`, in bfloat16.
 
     Attributes:
         strategy: "single" is one process; "ddp" gives each process a whole model; "fsdp2" shards weights, gradients
@@ -22,8 +23,8 @@ class ParallelConfig:
         shard_size: processes that share one copy, for "hsdp" only; None takes those of one machine.
         recompute_blocks: keep only the inputs of each block in the forward pass and compute the rest again in the
             backward pass.
-        gather_precision: the type in which "fsdp2" and "hsdp" send weights, float32 or bfloat16; gradients are float32
-            always.
+        gather_precision: the type in which "fsdp2" and "hsdp" send weights, float32 or bfloat16; gradients are sent in
+            float32 always. With bfloat16 the embeddings and so the residual stream are bfloat16, too.
         timeout_seconds: how long a process waits for the others before it gives up.
     """
 

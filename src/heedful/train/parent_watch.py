@@ -14,6 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 SECONDS_BETWEEN_LOOKS = 1.0
+# Asked when the module is imported: preparing data may take long, and torchrun may be gone when that is over.
+_parent = os.getppid()
+
+
+def _remember_parent() -> None:
+    global _parent
+    _parent = os.getppid()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_remember_parent)
 
 
 def is_torchrun_worker() -> bool:
@@ -35,13 +46,13 @@ def watched_parent(seconds: float = SECONDS_BETWEEN_LOOKS) -> Iterator[None]:
     if not is_torchrun_worker():
         yield
         return
-    parent, over = os.getppid(), threading.Event()
+    over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(seconds):
-            if os.getppid() != parent:
-                os.kill(os.getpid(), signal.SIGTERM)
+        while os.getppid() == _parent:
+            if over.wait(seconds):
                 return
+        os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=watch, name="parent watch", daemon=True)
     thread.start()
