@@ -26,7 +26,7 @@ lint: $(VENV)/.dev  ## style, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.core  ## time and memory on this CPU: layers, multi-token, models, loss, training loop; writes results/
+bench: $(VENV)/.dev  ## everything that is measured on a CPU: time, memory, data, strategies, faults; takes hours, writes results/
 	$(BIN)/python -m benchmarks.layers --device cpu
 	$(BIN)/python -m benchmarks.multi_token --device cpu
 	$(BIN)/python -m benchmarks.model_step --device cpu
@@ -34,6 +34,10 @@ bench: $(VENV)/.core  ## time and memory on this CPU: layers, multi-token, model
 	$(BIN)/python -m benchmarks.loss_memory --device cpu
 	$(BIN)/python -m benchmarks.profile_step --device cpu
 	$(BIN)/python -m benchmarks.loop_overhead
+	$(BIN)/python -m benchmarks.loader
+	$(BIN)/python -m benchmarks.preparation
+	$(BIN)/python -m benchmarks.strategies
+	$(BIN)/python -m benchmarks.fault_campaign
 
 gpu: $(VENV)/.dev  ## CUDA tests, benchmarks and profile, and the study if CORPUS is given; refuses without a CUDA device
 	@$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else \

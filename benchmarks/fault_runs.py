@@ -221,8 +221,12 @@ class Run:
         return self.folder / "checkpoints"
 
     def is_saving(self) -> bool:
-        """Return whether a checkpoint is half-written."""
-        return any(self.checkpoints.glob(".step-*.new.*"))
+        """Return whether the process that was started last is writing a checkpoint."""
+        for folder in self.checkpoints.glob(".step-*.new.*"):
+            with suppress(FileNotFoundError):  # complete by now
+                if folder.stat().st_mtime >= self.began:  # else a kill before left it
+                    return True
+        return False
 
     def has_checkpoint(self) -> bool:
         """Return whether there is one to go on from."""

@@ -51,10 +51,12 @@ Command = (
 
 DESCRIPTION = """Attention that does more than one softmax average: train it, compare it fairly, look into it.
 
-`heedful compare RECIPE` compares several mechanisms and `heedful train RECIPE` trains one arm of a recipe; `heedful
-runs` lists runs and where they stand, and `heedful report` writes a page about one; `heedful evaluate` and `heedful
-generate` take the folder of a run; `heedful export` writes it for Hugging Face, `heedful convert` removes query
-projections from trained models or adds mechanisms to them; `heedful info` lists presets, backends and costs.
+`heedful compare RECIPE` compares several mechanisms and `heedful train RECIPE` trains one arm of a recipe, on one process
+or under torchrun. Before that, `heedful prepare` makes token shards of its text, `heedful estimate` says what it will
+take, `heedful range-test` looks for a learning rate and `heedful bench step` times a step. `heedful runs` lists runs
+and where they stand, and `heedful report` writes a page about one; `heedful evaluate` and `heedful generate` take the
+folder of a run; `heedful export` writes it for Hugging Face, `heedful convert` removes query projections from trained
+models or adds mechanisms to them; `heedful info` lists presets, backends and costs.
 
 Any value of a recipe can be changed by its dotted name: `--train.steps 50 --data.corpus my-texts/`."""
 

@@ -13,8 +13,8 @@ GatherPrecision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """One process, or several started by torchrun; none of this changes what is computed beyond rounding, in float32 or,
-    with `gather_precision`, in bfloat16.
+    """One process, or several started by torchrun; none of this changes what is computed beyond rounding, which is that
+    of float32 or, with `gather_precision`, of bfloat16.
 
     Attributes:
         strategy: "single" is one process; "ddp" gives each process a whole model; "fsdp2" shards weights, gradients
