@@ -122,7 +122,7 @@ def one_kill(campaign: Campaign, run: Run, started: Started, kill: Kill, moment:
         statuses=statuses,
         worker_statuses=workers,
         traceback_allowed=kill.number == signal.SIGINT and not trains,
-        # Workers that are still starting may miss that torchrun is gone; then they wait for it in vain.
+        # Workers that are still starting look for torchrun when they have loaded torch and the data.
         patience=PATIENCE_AFTERWARDS + (0 if trains else TIMEOUT_SECONDS),
     )
     if not run.has_checkpoint():

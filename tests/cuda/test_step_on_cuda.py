@@ -51,7 +51,7 @@ def test_a_step_waits_for_nothing(preset, precision):
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            loss, norm = step.take()
+            loss, norm, _ = step.take()
         finally:
             torch.cuda.set_sync_debug_mode(before)
         assert bool(loss.isfinite() & norm.isfinite())

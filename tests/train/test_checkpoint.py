@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import CopyData, run, same_weights, signal_at, tiny_config, tiny_model, validate
+from tiny_run import CopyData, metric_lines, run, same_weights, signal_at, tiny_config, tiny_model, validate
 from torch import nn
 
 from heedful.train import OptimizerConfig, best_folder, load_best, train
 from heedful.train.checkpoint import Checkpoints
-from heedful.train.optimisation import Optimization
 from heedful.train.processes import ALONE
 from heedful.train.state import CheckpointError, TrainingState
+from heedful.train.training_step import TrainingStep
 
 
 @pytest.fixture(scope="module")
@@ -235,11 +235,9 @@ class Plain(nn.Module):
 
 
 def checkpoints_of(folder: Path, model: Plain, **fields: Any) -> Checkpoints:
-    optimization = Optimization(model, OptimizerConfig())
-    optimization.prepare_state()
-    usual = {"processes": ALONE, "mesh": None, "device": torch.device("cpu"), "seed": 0, "keep_last": 1}
-    options: Any = {**usual, "asynchronous": False, "export": model.save, **fields}
-    return Checkpoints(folder, model, optimization, None, {"train": 1}, **options)
+    step = TrainingStep(model, CopyData(), tiny_config(), torch.device("cpu"), ALONE)
+    options: Any = {"keep_last": 1, "asynchronous": False, "export": model.save, **fields}
+    return Checkpoints(folder, step, {"train": 1}, **options)
 
 
 @pytest.mark.parametrize(
@@ -273,18 +271,20 @@ def test_written_in_the_background_it_holds_the_state_of_its_moment(tmp_path: Pa
     checkpoints = checkpoints_of(tmp_path, model, asynchronous=True, export=slow_export)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
-    checkpoints.save(TrainingState(step=3), is_best=True)
+    state = TrainingState(step=3, metrics={"train/loss": 2.0}, best_step=3, best={"val/loss": 1.0})
+    checkpoints.save(state, is_best=True)
+    state.metrics["train/loss"] = 1.0  # training goes on meanwhile
     assert began.wait(60)
     assert not (tmp_path / "last.json").exists()
-    with torch.no_grad():  # training goes on meanwhile
+    with torch.no_grad():
         model.layer.weight.add_(1)
     torch.rand(3)
     go_on.set()
     checkpoints.wait()
     checkpoints.close()
     other = Plain()
-    state = checkpoints_of(tmp_path, other).load()
-    assert state == TrainingState(step=3)
+    found = checkpoints_of(tmp_path, other).load()
+    assert found == TrainingState(step=3, metrics={"train/loss": 2.0}, best_step=3, best={"val/loss": 1.0})
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
 
@@ -315,21 +315,72 @@ def test_the_newest_checkpoints_are_kept_as_many_as_asked(tmp_path: Path) -> Non
     assert names == ["step-00000015", "step-00000020", "step-00000024"]
 
 
-def test_a_run_goes_on_from_a_checkpoint_that_is_named(tmp_path: Path) -> None:
-    _, plain = run(tmp_path / "plain")
-    run(tmp_path / "run", keep="all")
-    for name in ("step-00000010", "step-00000020"):
-        flip(tmp_path / "run" / "checkpoints" / "step-00000024" / "model.safetensors")
-        with pytest.raises(ValueError, match=r"--checkpoint NAME .*: there are .*step-00000010, .*step-00000020"):
-            run(tmp_path / "run", resume=True, keep="all")
-        _, model = run(tmp_path / "run", resume=True, checkpoint=name, keep="all")
-        assert same_weights(model, plain)
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000024")
-        (tmp_path / "run" / "checkpoints" / "step-00000024.1").rename(
-            tmp_path / "run" / "checkpoints" / "step-00000024"
-        )
-        pointer = tmp_path / "run" / "checkpoints" / "last.json"
-        pointer.write_text(pointer.read_text().replace("step-00000024.1", "step-00000024"))
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    """A finished run that kept all of its checkpoints."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run(folder, keep="all")[1]
+
+
+@pytest.mark.parametrize("name", ["step-00000010", "step-00000020"])
+def test_a_run_goes_back_to_a_checkpoint_that_is_named(
+    name: str, finished: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    flip(folder / "checkpoints" / "step-00000024" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"--checkpoint NAME .*: there are .*step-00000010, .*step-00000020"):
+        run(folder, resume=True, keep="all")
+    _, model = run(folder, resume=True, checkpoint=name, keep="all")
+    assert same_weights(model, finished[1])
+    assert metric_lines(folder) == metric_lines(finished[0])
+    assert same_weights(load_best(folder), load_best(finished[0]))
+
+
+def test_a_run_that_went_back_and_was_killed_goes_on_from_there(
+    finished: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    """Else the lines of metrics that it is about to write again would be lost."""
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+
+    def fail(step: int) -> None:
+        if step == 12:
+            raise OSError("killed")
+
+    with pytest.raises(OSError, match="killed"):
+        run(folder, data=CopyData(fail), resume=True, checkpoint="step-00000010", keep="all")
+    _, model = run(folder, resume=True, keep="all")
+    assert same_weights(model, finished[1])
+    assert metric_lines(folder) == metric_lines(finished[0])
+
+
+def test_a_named_checkpoint_is_checked_as_any_other(finished: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    for name in ("training.json", "training.json.sha256", STATE):
+        file = folder / "checkpoints" / "step-00000010" / name
+        before = file.read_bytes()
+        flip(file)
+        with pytest.raises(ValueError, match=r"step-00000010/.* is damaged"):
+            run(folder, resume=True, checkpoint="step-00000010", keep="all")
+        file.write_bytes(before)
+
+
+def test_what_a_crash_left_is_removed_also_where_all_checkpoints_stay(
+    finished: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    (folder / "checkpoints" / ".step-00000015.new.abc").mkdir()
+    run(folder, resume=True, checkpoint="step-00000020", keep="all")
+    assert not list((folder / "checkpoints").glob(".step-*"))
+
+
+def test_a_run_that_is_no_longer_evaluated_keeps_its_best_checkpoint(folder: Path) -> None:
+    train(tiny_model(), CopyData(), tiny_config(), folder, resume=True, report=lambda line: None)
+    assert best_folder(folder).name == "step-00000008"
+
+
+def test_before_the_first_evaluation_the_last_checkpoint_is_the_best(tmp_path: Path) -> None:
+    run(tmp_path, data=CopyData(signal_at(2)))
+    assert best_folder(tmp_path).name == "step-00000003"
 
 
 @pytest.mark.parametrize("name", ["step-00000001", "../checkpoints", "last.json"])
@@ -345,12 +396,6 @@ def test_a_crash_before_the_pointer_is_written_leaves_the_checkpoint_before(fold
     result, _ = run(folder, resume=True)
     assert result.steps == 24
     assert {path.name for path in checkpoints.glob("*step-*")} == {best_folder(folder).name, "step-00000024"}
-
-
-def test_a_crash_while_a_checkpoint_is_exchanged_is_repaired(folder: Path) -> None:
-    checkpoints = folder / "checkpoints"
-    (checkpoints / "step-00000013").rename(checkpoints / ".step-00000013.old")
-    assert run(folder, resume=True)[0].steps == 24
 
 
 def test_a_failing_save_leaves_the_checkpoint_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,4 +414,4 @@ def test_a_failing_save_leaves_the_checkpoint_before(folder: Path, monkeypatch: 
 
 def test_there_is_no_pickle_in_a_run(folder: Path) -> None:
     suffixes = {path.suffix for path in folder.rglob("*") if path.is_file() and "tfevents" not in path.name}
-    assert suffixes == {".json", ".jsonl", ".safetensors"}
+    assert suffixes <= {".json", ".jsonl", ".safetensors", ".sha256", ".diff"}

@@ -11,9 +11,9 @@ from tiny_run import END_OF_TEXT, VOCABULARY, tiny_model, tiny_split
 from torch import nn
 
 from heedful.data.batches import LanguageModelBatches
+from heedful.models.probes import evaluating
 from heedful.ops import AttentionMask
 from heedful.train import Perplexity, evaluate_perplexity
-from heedful.train.evaluation import evaluating
 
 WINDOW = 10
 

@@ -11,6 +11,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
 from tiny_run import CopyData, metric_lines, run, same_weights, signal_at, tiny_config, tiny_model, validate
 from torch import nn
@@ -31,6 +33,7 @@ from heedful.cli import main
 from heedful.train import DivergenceError, train
 from heedful.train.checkpoint_files import check_files, open_checkpoint
 from heedful.train.parent_watch import watched_parent
+from heedful.train.processes import LostProcessError, joined_processes
 from heedful.train.state import CheckpointError
 
 
@@ -224,6 +227,20 @@ def test_a_worker_whose_torchrun_is_gone_gets_sigterm(monkeypatch: pytest.Monkey
             assert received.wait(60)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_worker_whose_torchrun_is_gone_before_it_joins_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in {**torchrun, "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(LostProcessError, match="torchrun is gone"),
+        joined_processes(needs_group=False, timeout_seconds=600, device=torch.device("cpu")),
+    ):
+        pass
 
 
 def test_a_process_that_torchrun_did_not_start_watches_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

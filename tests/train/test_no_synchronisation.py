@@ -11,21 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import CONTEXT, ROWS, CopyData, tiny_config, tiny_model
+from tiny_run import CONTEXT, CopyData, tiny_config, tiny_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from heedful.data.batches import Batch
 from heedful.support import mechanisms
-from heedful.train import LossConfig, OptimizerConfig, TrainConfig, gradients
-from heedful.train.averaging import WeightAverage
+from heedful.train import LossConfig, OptimizerConfig, TrainConfig, gradients, training_step
 from heedful.train.interruption import StopRequest
 from heedful.train.loop import TrainingLoop
-from heedful.train.loss import TrainingLoss
-from heedful.train.optimisation import Optimization
 from heedful.train.processes import ALONE
 from heedful.train.progress import SilentReporter
 from heedful.train.state import TrainingState
+from heedful.train.training_step import TrainingStep
 
 CPU = torch.device("cpu")
 
@@ -40,23 +38,13 @@ class DocumentData(CopyData):
 
 
 def loop_of(model: nn.Module, data: CopyData, config: TrainConfig) -> TrainingLoop:
-    optimization = Optimization(model, config.optimizer)
-    optimization.prepare_state()
-    model.train()
     state = TrainingState()
     state.peak_memory_bytes = 1  # measured: that one step may wait
+    step = TrainingStep(model, data, config, next(model.parameters()).device, ALONE)
     return TrainingLoop(
-        model,
-        TrainingLoss(model, config.loss),
-        optimization,
-        WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.ema_decay else None,
-        data,
-        config,
+        step,
         state,
         None,  # type: ignore[arg-type]  # no step needs checkpoints
-        device=next(model.parameters()).device,
-        processes=ALONE,
-        rows=range(ROWS),
         evaluate=None,
         writer=None,
         reporter=SilentReporter(),
@@ -74,14 +62,15 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
         return Batch(*(None if part is None else mode.from_tensor(part) for part in batch))  # type: ignore[arg-type]
 
     monkeypatch.setattr(gradients, "to_device", copied)
+    monkeypatch.setattr(training_step, "parallelize", lambda *_, **options: None)  # a fake model cannot be moved
     return mode
 
 
 def take_step(mode: FakeTensorMode, model: nn.Module, data: CopyData, config: TrainConfig) -> TrainingLoop:
     with mode:
         loop = loop_of(model, data, config)
-    if loop.average is not None:
-        loop.average._updates = torch.zeros((), dtype=torch.int64)  # a number that the host keeps
+    if loop.step.average is not None:
+        loop.step.average._updates = torch.zeros((), dtype=torch.int64)  # a number that the host keeps
     loop._step()
     return loop
 

@@ -18,10 +18,10 @@ from several_processes import run_jobs
 from tiny_run import CopyData, run, tiny_config, tiny_model
 
 from heedful.train import LossConfig, ParallelConfig
-from heedful.train.engine import require_enough_rows
 from heedful.train.loss import TrainingLoss
 from heedful.train.parallel import build_mesh, gradient_module, parallelize, resolve_strategy, synchronising
-from heedful.train.processes import joined_processes, share_of
+from heedful.train.processes import Processes, joined_processes, share_of
+from heedful.train.training_step import require_fitting
 
 STEPS, STOP = 12, 6
 RUN = {
@@ -56,6 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         2,
         [
             job("ddp", "ddp"),
+            job("ddp in parts", "ddp", config={"accumulation": 2}),
             job("fsdp2", "fsdp2", config={"accumulation": 2}),
             job("fsdp2 recomputed", {"strategy": "fsdp2", "recompute_blocks": True}),
             job("fsdp2 with muon", "fsdp2", config=MUON),
@@ -64,6 +65,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             job("fsdp2 with dropout, stopped", "fsdp2", model=DROPOUT, config={"asynchronous_checkpoints": True}),
             stopped("fsdp2, then single", "fsdp2"),
             stopped("ddp, then hsdp", "ddp"),
+            job("not evaluated", "fsdp2", config={"keep": "all"}, evaluate=False),
+            job("not evaluated", "fsdp2", config={"keep": "all"}, evaluate=False, checkpoint="step-00000006"),
         ],
     )
     run_jobs(folder, 4, [job("hsdp", HSDP), job("ddp, then hsdp", HSDP)])
@@ -73,6 +76,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [
             *(job(f"single, {parts} parts", "single", config={"accumulation": parts}) for parts in (1, 2, 5)),
             job("fsdp2 alone", "fsdp2"),
+            job("ddp alone", "ddp"),
+            job("not evaluated, single", "single", evaluate=False),
             stopped("single, stopped", "single", signal_rank=0),
             job("single, stopped", "single"),
             job("fsdp2, then single", "single"),
@@ -100,7 +105,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def difference(one: Path, other: Path) -> float:
     """Return the largest relative difference of the two curves, and of the weights against the largest weight."""
     pairs = list(zip(curve(one), curve(other), strict=True))
-    assert len(pairs) > 3 * STEPS
+    assert len(pairs) >= 3 * STEPS
     ours, theirs = weights(one), weights(other)
     assert ours.keys() == theirs.keys()
     largest = max(float(tensor.abs().max()) for tensor in ours.values())
@@ -117,7 +122,9 @@ def tolerance(runs: Path) -> float:
     return 16 * rounding
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "fsdp2 recomputed", "hsdp", "fsdp2 alone"])
+@pytest.mark.parametrize(
+    "name", ["ddp", "ddp in parts", "fsdp2", "fsdp2 recomputed", "hsdp", "fsdp2 alone", "ddp alone"]
+)
 def test_every_strategy_computes_what_one_process_does(name: str, runs: Path, tolerance: float) -> None:
     assert difference(runs / name, runs / "single, 1 parts") <= tolerance
 
@@ -147,6 +154,12 @@ def test_a_run_that_goes_on_with_as_many_processes_is_the_same_bit_for_bit(name:
     assert curve(runs / name) == curve(runs / whole)
     ours, theirs = weights(runs / name), weights(runs / whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_can_go_back_to_a_checkpoint_and_need_not_be_evaluated(runs: Path, tolerance: float) -> None:
+    assert difference(runs / "not evaluated", runs / "not evaluated, single") <= tolerance
+    names = {path.name for path in (runs / "not evaluated" / "checkpoints").glob("step-*")}
+    assert names >= {"step-00000009", "step-00000009.1", "step-00000012", "step-00000012.1"}
 
 
 def test_dropout_differs_between_processes_and_from_none(runs: Path) -> None:
@@ -208,6 +221,14 @@ def test_strategies_that_do_not_fit_are_refused(policy: ParallelConfig, processe
         resolve_strategy(policy, processes)
 
 
+class Several(Processes):
+    """One of several processes that are not there."""
+
+    def __init__(self, world_size: int) -> None:
+        super().__init__()
+        self.world_size = world_size
+
+
 @pytest.mark.parametrize(
     ("fields", "processes", "message"),
     [
@@ -217,7 +238,7 @@ def test_strategies_that_do_not_fit_are_refused(policy: ParallelConfig, processe
 )
 def test_batches_too_small_for_the_processes_are_refused(fields: dict[str, int], processes: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        require_enough_rows(tiny_config(**fields), processes)
+        require_fitting(tiny_model(), CopyData(), tiny_config(**fields), Several(processes))
 
 
 def test_models_that_cannot_be_sharded_are_refused() -> None:
@@ -230,6 +251,12 @@ def test_models_that_cannot_be_sharded_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"shares one block .* Use strategy 'ddp'"):
         attempt(tiny_model("standard", share_layers=True))
+    model = tiny_model("standard")
+    model.second = model.final_norm
+    with pytest.raises(
+        ValueError, match=r"of two names cannot be sharded, and final_norm.weight is also second.weight"
+    ):
+        attempt(model)
     model = tiny_model("standard")
     model.extra = torch.nn.Parameter(torch.zeros(()))
     with pytest.raises(ValueError, match=r"without a dimension cannot be sharded, and extra is one"):

@@ -1,7 +1,7 @@
 """The script of the tests with several processes: small runs one after the other, in as many processes as there are.
 
-Argument: a JSON file that holds a list of jobs, {"folder", "preset", "config", "model", "checkpoint", "signal_after",
-"rows"}; what came out is in each run's folder. It ends as the command line does, without taking the group down.
+Argument: a JSON file that holds a list of jobs, {"folder", "config", "model", "evaluate", "checkpoint", "signal_after",
+"signal_rank"}; what came out is in each run's folder. It ends as the command line does, without taking the group down.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def run_job(job: dict[str, Any]) -> None:
         config[name] = {**config[name], **value} if isinstance(value, dict) else value
     meta = environment_rank() > 0 and job["config"].get("parallel", {}).get("strategy") != "single"
     with torch.device("meta") if meta else nullcontext():
-        model = tiny_model(job.get("preset", "boosted+multi-token"), **{"dropout": 0.0, **job.get("model", {})})
+        model = tiny_model("boosted+multi-token", **{"dropout": 0.0, **job.get("model", {})})
     hook = signal_itself(job.get("signal_after"), job.get("signal_rank", 1))
     train(
         model,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from heedful.cli.bench import Bench
@@ -51,12 +53,12 @@ Command = (
 
 DESCRIPTION = """Attention that does more than one softmax average: train it, compare it fairly, look into it.
 
-`heedful compare RECIPE` compares several mechanisms and `heedful train RECIPE` trains one arm of a recipe, on one process
-or under torchrun. Before that, `heedful prepare` makes token shards of its text, `heedful estimate` says what it will
-take, `heedful range-test` looks for a learning rate and `heedful bench step` times a step. `heedful runs` lists runs
-and where they stand, and `heedful report` writes a page about one; `heedful evaluate` and `heedful generate` take the
-folder of a run; `heedful export` writes it for Hugging Face, `heedful convert` removes query projections from trained
-models or adds mechanisms to them; `heedful info` lists presets, backends and costs.
+`heedful compare RECIPE` compares several mechanisms and `heedful train RECIPE` trains one arm of a recipe, in one
+process or under torchrun. Before that, `heedful prepare` makes token shards of its text, `heedful estimate` says what
+it will take, `heedful range-test` looks for a learning rate and `heedful bench step` times a step. `heedful runs` lists
+runs and where they stand, and `heedful report` writes a page about one; `heedful evaluate` and `heedful generate` take
+the folder of a run; `heedful export` writes it for Hugging Face, `heedful convert` removes query projections from
+trained models or adds mechanisms to them; `heedful info` lists presets, backends and costs.
 
 Any value of a recipe can be changed by its dotted name: `--train.steps 50 --data.corpus my-texts/`."""
 
@@ -67,12 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 2 wrong input or a failure that a sentence explains, 3 another process of the run was lost, 130 interrupted.
     One of several processes ends at once: taking a process group down can wait for others that are gone.
     """
-    status = _run(arguments)
-    if environment_world_size() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
+    if environment_world_size() == 1:
+        return _run(arguments)
+    status = 1
+    try:
+        status = _run(arguments)
+    except SystemExit as leaving:  # of a wrong option
+        status = leaving.code if isinstance(leaving.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -108,7 +116,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         _complain(f"this needs {error.name}, which is not installed: pip install 'heedful[{_EXTRAS[error.name]}]'.")
         return 2
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+        known = isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+        if isinstance(error, RuntimeError) and not known:
             raise
         _complain("there is not enough memory for this model on this machine.")
         return 2

@@ -51,6 +51,8 @@ class Bench:
 
     def run(self, overrides: dict[str, Any]) -> None:
         """Measure, then print."""
+        from contextlib import nullcontext
+
         import torch
 
         from heedful.models import DecoderLM
@@ -58,6 +60,7 @@ class Bench:
         from heedful.schema import did_you_mean
         from heedful.study.plan import make_plan
         from heedful.study.recipe_file import load_recipe
+        from heedful.train.processes import environment_rank
         from heedful.train.step_profile import profile_steps
         from heedful.train.step_timing import time_steps, training_step
 
@@ -73,9 +76,15 @@ class Bench:
         planned = next(arm for arm in plan.arms if arm.name == name)
         config = planned.train_config(planned.learning_rates[0], seed)
         torch.manual_seed(seed)
-        with training_step(DecoderLM(planned.config), plan.workload.training_data(seed), config) as step:
+        with nullcontext() if environment_rank() == 0 else torch.device("meta"):
+            model = DecoderLM(planned.config)
+        with training_step(model, plan.workload.training_data(seed), config) as step:
             timing = time_steps(step, warmup=self.warmup, steps=self.steps)
-            operators = None if self.profile is None else profile_steps(step, trace=self.profile)
+            operators = (
+                None
+                if self.profile is None
+                else profile_steps(step, trace=self.profile if step.processes.first else None)
+            )
             first = step.processes.first
         flops_per_token = training_flops_per_token(planned.config, config.context_length)
         figures = step_figures(planned, timing, flops_per_token, self.peak_flops)

@@ -37,7 +37,7 @@ class Train:
     """Go on with the run in the folder, bit for bit as if it had not been stopped; start it if there is none."""
 
     checkpoint: str | None = None
-    """With --resume: go on from the checkpoint of this name, such as step-00000500, instead of the last one."""
+    """With --resume: go back to the checkpoint of this name, such as step-00000500; later starts go on from there."""
 
     hf: bool = False
     """Write every checkpoint's model for transformers, too: a folder `hf` beside its other files."""
@@ -58,7 +58,7 @@ class Train:
         from heedful.study.plan import make_plan
         from heedful.study.recipe_file import load_recipe
         from heedful.train import train
-        from heedful.train.processes import environment_rank
+        from heedful.train.processes import environment_rank, restarted_by_torchrun
 
         first = environment_rank() == 0
         say = print if first else _silent
@@ -91,7 +91,7 @@ class Train:
             folder,
             evaluate=plan.workload.validate,
             resume=self.resume,
-            checkpoint=self.checkpoint,
+            checkpoint=None if restarted_by_torchrun() else self.checkpoint,
             on_start=lambda: write_run_description(folder, plan, planned, seed),
             export=partial(_export, model, plan.workload.tokenizer) if self.hf else None,
         )

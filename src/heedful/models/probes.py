@@ -43,7 +43,7 @@ def probe(
         of the same for the others; "gate_mean" and "gate_std", lists with a number per further round; "head_gate_mean".
     """
     blocks = model.block_list
-    with _observing(model, score_rows) as observed, _evaluating(model), _uncompiled():
+    with _observing(model, score_rows) as observed, evaluating(model), _uncompiled():
         model.hidden_states(tokens, mask)
     # A block that several layers share was called once for each of them.
     calls = [sum(other is block for other in blocks[:index]) for index, block in enumerate(blocks)]
@@ -85,7 +85,8 @@ def _observing(model: nn.Module, score_rows: int) -> Iterator[dict[nn.Module, li
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in evaluation mode (no dropout); afterwards every module is in the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

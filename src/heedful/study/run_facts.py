@@ -109,8 +109,12 @@ def command_to_resume(process: Mapping[str, Any]) -> str | None:
     words = shlex.split(process.get("command") or "")
     if len(words) < 2 or words[1] not in ("train", "compare") or words[0] not in ("heedful", "__main__.py"):
         return None
-    if words[1] == "train" and "--resume" not in words:
-        words.append("--resume")
+    if words[1] == "train":
+        if "--checkpoint" in words:  # it was where that process went on from; there are later ones now
+            place = words.index("--checkpoint")
+            del words[place : place + 2]
+        if "--resume" not in words:
+            words.append("--resume")
     several = process.get("processes") or 1
     starter = ["torchrun", "--nproc_per_node", str(several), "-m", "heedful"] if several > 1 else ["heedful"]
     return shlex.join([*starter, *words[1:]])

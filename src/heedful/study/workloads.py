@@ -91,7 +91,8 @@ class LanguageModellingWorkload:
 
     def __init__(self, recipe: Recipe, task: LanguageModellingTask, dataset: TokenDataset) -> None:
         self.recipe, self.task, self.dataset = recipe, task, dataset
-        self.vocab_size, self.tokenizer = dataset.vocab_size, dataset.tokenizer
+        self.vocab_size = dataset.vocab_size
+        self.tokenizer: Tokenizer | None = dataset.tokenizer
         self.curve = {"key": "val/loss", "label": "validation loss (nats per token)"}
         self._require_text()
 
@@ -224,7 +225,8 @@ class FindTheBlockWorkload:
 
     def __init__(self, recipe: Recipe, task: FindTheBlockTask) -> None:
         self.recipe, self.task = recipe, task
-        self.vocab_size, self.tokenizer = VOCAB_SIZE, None
+        self.vocab_size = VOCAB_SIZE
+        self.tokenizer: Tokenizer | None = None
         self.curve = {"key": "val/error", "label": "validation error (%)"}
 
     def training_data(self, seed: int) -> TrainingData:

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from heedful.train.parallel import local, reshard
 
 
 class WeightAverage:
@@ -35,8 +35,8 @@ class WeightAverage:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._names = [name for name, _ in named]
         self._averages = [parameter.detach().clone() for _, parameter in named]
-        self._weight_parts = [_part_of(parameter.detach()) for _, parameter in named]
-        self._average_parts = [_part_of(average) for average in self._averages]
+        self._weight_parts = [local(parameter.detach()) for _, parameter in named]
+        self._average_parts = [local(average) for average in self._averages]
         # On the CPU, where reading it waits for nothing.
         self._updates = torch.zeros((), dtype=torch.int64, device="cpu")
 
@@ -75,9 +75,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for module in self._model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # a forward pass without a backward pass leaves gathered copies, which would be stale
+        reshard(self._model)
         for average, weight in zip(self._average_parts, self._weight_parts, strict=True):
             kept = weight.clone()
             weight.copy_(average)
@@ -86,8 +84,3 @@ class WeightAverage:
     def _require_weights_in_model(self) -> None:
         if self._applied:
             raise RuntimeError("the average is in the model now; leave `applied()` first.")
-
-
-def _part_of(tensor: Tensor) -> Tensor:
-    """Return the memory of this process: all of a tensor, or its part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -10,32 +10,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import DeviceMesh
 
-from heedful.files import atomic_folder, file_sha256, write_bytes_atomically, write_json_atomically
+from heedful.files import atomic_folder, write_bytes_atomically
 from heedful.schema import from_mapping, to_mapping
 from heedful.train.checkpoint_files import (
     FORMAT,
     STATE,
     TRAINING,
-    best_step_on_disk,
     check_files,
     files_of,
+    hash_files,
     new_folder,
-    newest_complete,
     open_checkpoint,
     open_named,
     point_to,
+    points_to_something,
     remove_unused,
+    rewind,
+    write_training,
 )
 from heedful.train.checkpoint_state import (
     cpu_mesh,
@@ -48,19 +48,25 @@ from heedful.train.checkpoint_state import (
     run_tensors,
     write_tensors,
 )
+from heedful.train.device import seed_random_states
 from heedful.train.parallel import whole_weights
-from heedful.train.processes import Processes
 from heedful.train.run_folder import require_same_run
 from heedful.train.state import CheckpointError, TrainingState
 
 if TYPE_CHECKING:
     from heedful.models import DecoderLM
-    from heedful.train.averaging import WeightAverage
-    from heedful.train.optimisation import Optimization
+    from heedful.train.training_step import TrainingStep
 
-SECONDS = "training.safetensors"
+DURATIONS = "training.safetensors"
 
 Export = Callable[[Path, dict[str, Tensor]], object]
+
+
+class FoundCheckpoint(NamedTuple):
+    """A checkpoint to go on from: the name of its folder, and its training.json."""
+
+    name: str
+    training: dict[str, Any]
 
 
 class Checkpoints:
@@ -68,44 +74,32 @@ class Checkpoints:
 
     Args:
         folder: where they are.
-        model: the model, after `parallelize`.
-        optimization: its optimiser.
-        average: its averaged weights, if they are kept; they are what model.safetensors holds then.
+        step: model, optimiser and averaged weights; these are what model.safetensors holds if there are any.
         description: what the run is (`describe_run`).
-        processes: those of the run.
-        mesh: how they are arranged.
-        device: where this process computes.
-        seed: of the run.
         keep_last: how many of the newest checkpoints stay besides the best, None for all of them.
-        asynchronous: write in the background; one checkpoint at a time, and the copies it is made of are taken at once.
+        asynchronous: write in the background, one checkpoint at a time. The copies it is made of are taken at once, on
+            the CPU: those of the part of the state that this process holds, which with "ddp" is all of it.
         export: writes the weights, whole and on the CPU, into a folder; called in the first process.
     """
 
     def __init__(
         self,
         folder: Path,
-        model: nn.Module,
-        optimization: Optimization,
-        average: WeightAverage | None,
+        step: TrainingStep,
         description: dict[str, Any],
         *,
-        processes: Processes,
-        mesh: DeviceMesh | None,
-        device: torch.device,
-        seed: int,
         keep_last: int | None,
         asynchronous: bool,
         export: Export,
     ) -> None:
-        self.folder, self.model, self.description = folder, model, description
-        self.average, self.device, self.seed = average, device, seed
-        self.keep_last, self.asynchronous, self.export = keep_last, asynchronous, export
-        self.processes = processes
-        self.tensors = run_tensors(model, optimization, average)
-        self._cpu_mesh = cpu_mesh(mesh) if asynchronous else None
+        self.folder, self.step, self.description = folder, step, description
+        self.keep_last, self.export = keep_last, export
+        self.processes, self.device = step.processes, step.device
+        self.tensors = run_tensors(step.model, step.optimization, step.average)
         # What the background exchanges must not mix with what the training does.
-        self._writers = processes.another_group() if asynchronous else processes
-        self._executor = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self._writers = self.processes.another_group() if asynchronous else self.processes
+        self._cpu_mesh = cpu_mesh(step.mesh) if asynchronous else None
+        self._executor = ThreadPoolExecutor(1, "checkpoint", self._enter_thread) if asynchronous else None
         self._pending: Future[None] | None = None
 
     def save(self, state: TrainingState, *, is_best: bool) -> None:
@@ -114,13 +108,15 @@ class Checkpoints:
         Written in the background, it may still be incomplete when this returns; `wait` waits for it.
 
         Raises:
-            CheckpointError: this one or the one before could not be written, in every process.
+            CheckpointError: this process could not write its part of this one or the one before; `RemoteError` where
+                another process could not.
         """
         self.wait()
-        state = dataclasses.replace(state)
+        state = dataclasses.replace(state, metrics=dict(state.metrics), best=dict(state.best))
         # The weights that are exported are gathered now, since all processes take part in that.
-        with nullcontext() if self.average is None else self.average.applied():
-            weights = whole_weights(self.model, keep=self.processes.first)
+        average = self.step.average
+        with nullcontext() if average is None else average.applied():
+            weights = whole_weights(self.step.model, keep=self.processes.first)
         tensors = self.tensors | random_states(self.processes, self.device)
         if self._executor is None:
             self._write(tensors, weights, state, is_best=is_best)
@@ -148,7 +144,7 @@ class Checkpoints:
 
         None when there is no checkpoint. With the number of processes it was written by, the run goes on exactly as if
         it had not been stopped. With another, random states are drawn anew from (seed, step, process); all else is the
-        same up to rounding.
+        same up to rounding. One that is named is the last checkpoint from then on.
 
         Raises:
             ValueError: the checkpoint is damaged, belongs to another run, or does not fit the model; the message names
@@ -158,98 +154,98 @@ class Checkpoints:
         found = processes.from_first(lambda: self._find(name))
         if found is None:
             return None
-        folder, training = self.folder / found[0], found[1]
-        processes.together(lambda: check_files(folder, training, processes.rank, processes.world_size))
+        found = FoundCheckpoint(*found)
+        folder = self.folder / found.name
+        processes.together(lambda: check_files(folder, found.training, processes.rank, processes.world_size))
         processes.together(lambda: require_same_tensors(self.tensors, folder / STATE))
-        same_world = training["world_size"] == processes.world_size
-        wanted = {name: torch.empty_like(value) for name, value in random_states(processes, self.device).items()}
-        if training["device"] != self.device.type:
-            wanted = {name: value for name, value in wanted.items() if name.endswith("/cpu")}
-        read_tensors({**self.tensors, **(wanted if same_world else {})}, folder / STATE, processes)
-        state = from_mapping(TrainingState, training["state"], f"{folder / TRAINING}: state")
-        state.step_seconds = tuple(load_file(folder / SECONDS)["step_seconds"].tolist())
-        if found[2]:
+        state = from_mapping(TrainingState, found.training["state"], f"{folder / TRAINING}: state")
+        state.step_seconds = tuple(load_file(folder / DURATIONS)["step_seconds"].tolist())
+        self._read(folder, found.training, state.step)
+        if name is not None:
+            processes.on_first(lambda: rewind(self.folder, folder, state.step, state.best_step))
+        if not processes.from_first(lambda: points_to_something(self.folder, "best")):
             state.best_step, state.best = None, {}
-        if same_world:
-            restore_random_states(wanted, processes, self.device)
-        else:
-            torch.manual_seed(process_seed(self.seed, processes.rank, state.step))
         return state
 
-    def _find(self, name: str | None) -> tuple[str, dict[str, Any], bool] | None:
-        """Return the folder to go on from, its training.json, and whether the best checkpoint is of a later step, which
-        the run is about to take anew; for the first process.
-        """
-        if name is None and not (self.folder / "last.json").exists():
-            name = newest_complete(self.folder)
-            if name is None:
-                return None
-        if name is None:
-            if (self.folder / "best.json").exists():  # found damaged now rather than when the run is over
-                best, training = open_checkpoint(self.folder, "best")
-                check_files(best, training)
-            folder, training = open_checkpoint(self.folder, "last")
-        else:
+    def _find(self, name: str | None) -> FoundCheckpoint | None:
+        """Return the checkpoint to go on from; for the first process."""
+        if name is not None:
             folder, training = open_named(self.folder, name)
+        elif not points_to_something(self.folder, "last"):
+            return None
+        else:
+            if points_to_something(self.folder, "best"):  # found damaged now rather than when the run is over
+                check_files(*open_checkpoint(self.folder, "best"))
+            folder, training = open_checkpoint(self.folder, "last")
         require_same_run(training.get("run"), self.description, folder / TRAINING)
-        forget_best = name is not None and best_step_on_disk(self.folder) > training["state"]["step"]
-        return folder.name, training, forget_best
+        return FoundCheckpoint(folder.name, training)
+
+    def _read(self, folder: Path, training: dict[str, Any], step: int) -> None:
+        """Read all tensors, and put random states back or draw them anew."""
+        processes = self.processes
+        states: dict[str, Tensor] = {}
+        if training["world_size"] == processes.world_size:
+            states = {key: torch.empty_like(value) for key, value in random_states(processes, self.device).items()}
+            if training["device"] != self.device.type:
+                states = {key: value for key, value in states.items() if key.endswith("/cpu")}
+        try:
+            read_tensors({**self.tensors, **states}, folder / STATE, processes)
+        except CheckpointException as error:
+            raise ValueError(f"{folder / STATE} cannot be read: {_first_cause(error)}.") from error
+        seed_random_states(process_seed(self.step.config.seed, processes.rank, step), self.device)
+        restore_random_states(states, processes, self.device)
 
     def _write(
         self, tensors: dict[str, Tensor], weights: dict[str, Tensor], state: TrainingState, *, is_best: bool
     ) -> None:
+        """Write a checkpoint; what one process cannot do, all of them are told."""
+        writers = self._writers
         try:
-            if not self._writers.first:
-                self._write_parts(None, tensors, weights, state)
-                return
-            folder = new_folder(self.folder, state.step)
-            with atomic_folder(folder) as temporary:
-                self._write_parts(temporary, tensors, weights, state)
-            point_to(self.folder, folder, state.step, is_best=is_best)
-            if self.keep_last is not None:
-                remove_unused(self.folder, self.keep_last)
+            with ExitStack() as stack:
+
+                def begin() -> list[str]:
+                    folder = new_folder(self.folder, state.step)
+                    return [str(folder), str(stack.enter_context(atomic_folder(folder)))]
+
+                def appear() -> None:
+                    stack.close()
+                    point_to(self.folder, folder, state.step, is_best=is_best)
+                    remove_unused(self.folder, self.keep_last)
+
+                folder, temporary = map(Path, writers.from_first(begin))
+                write_tensors(tensors, temporary / STATE, writers)
+                writers.on_first(lambda: self._write_rest(temporary, weights, state))
+                files = writers.from_first(lambda: files_of(temporary))
+                hashes = writers.together(lambda: hash_files(temporary, files[writers.rank :: writers.world_size]))
+                writers.on_first(lambda: self._describe(temporary, state, hashes))
+                writers.on_first(appear)
         except OSError as error:
             raise self._failed(state, error.strerror or str(error)) from error
-        except SafetensorError as error:  # its own writer, which an export may use, wraps what the system said
-            raise self._failed(state, str(error)) from error
         except CheckpointException as error:
-            causes = [cause for cause, _ in error.failures.values()]
-            known = next((cause for cause in causes if isinstance(cause, OSError)), causes[0])
-            raise self._failed(state, getattr(known, "strerror", None) or str(known)) from error
+            raise self._failed(state, _first_cause(error)) from error
 
-    def _write_parts(
-        self, temporary: Path | None, tensors: dict[str, Tensor], weights: dict[str, Tensor], state: TrainingState
-    ) -> None:
-        """Fill a folder, each process with its part; `temporary` is known to the first process alone."""
-        writers = self._writers
-        folder = Path(writers.from_first(lambda: str(temporary)))
-        write_tensors(tensors, folder / STATE, writers)
-        if writers.first:
-            writers.together(lambda: self._write_rest(folder, weights, state))
-        else:
-            writers.together(lambda: None)
-        hashes: dict[str, str] = {}
-        for part in writers.together(lambda: self._hash_part(folder)):
-            hashes |= part
-        if writers.first:
-            training = {
+    def _describe(self, folder: Path, state: TrainingState, hashes: list[dict[str, str]]) -> None:
+        write_training(
+            folder,
+            {
                 "format": FORMAT,
-                "world_size": writers.world_size,
+                "world_size": self.processes.world_size,
                 "device": self.device.type,
                 "state": to_mapping(dataclasses.replace(state, step_seconds=())),
                 "run": self.description,
-                "sha256": dict(sorted(hashes.items())),
-            }
-            write_json_atomically(folder / TRAINING, training)
+                "sha256": {name: digest for part in hashes for name, digest in sorted(part.items())},
+            },
+        )
 
     def _write_rest(self, folder: Path, weights: dict[str, Tensor], state: TrainingState) -> None:
         self.export(folder, weights)
         seconds = torch.tensor(state.step_seconds, dtype=torch.float64)
-        write_bytes_atomically(folder / SECONDS, save({"step_seconds": seconds}))
+        write_bytes_atomically(folder / DURATIONS, save({"step_seconds": seconds}))
 
-    def _hash_part(self, folder: Path) -> dict[str, str]:
-        mine = files_of(folder)[self._writers.rank :: self._writers.world_size]
-        return {path.relative_to(folder).as_posix(): file_sha256(path) for path in mine}
+    def _enter_thread(self) -> None:
+        """Make the device of this process that of the thread, too; else all processes would open the first GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
 
     def _failed(self, state: TrainingState, reason: str) -> CheckpointError:
         return CheckpointError(
@@ -258,13 +254,24 @@ class Checkpoints:
         )
 
 
+def _first_cause(error: CheckpointException) -> str:
+    """Return what went wrong in one of the processes, something with the system first."""
+    causes = [cause for cause, _ in error.failures.values()]
+    cause = next((cause for cause in causes if isinstance(cause, OSError)), causes[0])
+    return getattr(cause, "strerror", None) or f"{type(cause).__name__}: {cause}"
+
+
 def best_folder(folder: str | Path) -> Path:
     """Return the checkpoint folder with the lowest "val/loss" of the run in `folder`, its hashes checked.
+
+    Where nothing was evaluated yet it is the last one.
 
     Raises:
         ValueError: there is no checkpoint, or it is damaged.
     """
-    best, training = open_checkpoint(Path(folder) / "checkpoints", "best")
+    checkpoints = Path(folder) / "checkpoints"
+    evaluated = points_to_something(checkpoints, "best") or not points_to_something(checkpoints, "last")
+    best, training = open_checkpoint(checkpoints, "best" if evaluated else "last")
     check_files(best, training)
     return best
 

@@ -5,6 +5,7 @@
                                                                   weights, optimiser, average, random states
                                  training.safetensors             durations of the steps
                                  training.json                    everything else, and the SHA-256 of the other files
+                                 training.json.sha256             that of training.json
     checkpoints/last.json        which folder a resumed run starts from, and the SHA-256 of its training.json
     checkpoints/best.json        which folder holds the weights with the lowest "val/loss"
 
@@ -15,17 +16,17 @@ crash at any moment leaves a run that can be resumed.
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from heedful.files import file_sha256, write_json_atomically
+from heedful.files import file_sha256, write_json_atomically, write_text_atomically
 from heedful.train.run_folder import read_json
 
 FORMAT = 2
 STATE = "state"
 TRAINING = "training.json"
+TRAINING_HASH = "training.json.sha256"
 
 
 def new_folder(checkpoints: Path, step: int) -> Path:
@@ -38,9 +39,20 @@ def new_folder(checkpoints: Path, step: int) -> Path:
     return next(checkpoints / name for name in names if not (checkpoints / name).exists())
 
 
-def files_of(folder: Path) -> list[Path]:
-    """Return the files of a checkpoint that training.json vouches for, in the order of their names."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != TRAINING)
+def files_of(folder: Path) -> list[str]:
+    """Return the names of the files in a folder, in their order, relative to it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def hash_files(folder: Path, names: list[str]) -> dict[str, str]:
+    """Return the SHA-256 of some files of a folder by name."""
+    return {name: file_sha256(folder / name) for name in names}
+
+
+def write_training(folder: Path, training: dict[str, Any]) -> None:
+    """Write the last files of a checkpoint."""
+    write_json_atomically(folder / TRAINING, training)
+    write_text_atomically(folder / TRAINING_HASH, file_sha256(folder / TRAINING) + "\n")
 
 
 def point_to(checkpoints: Path, folder: Path, step: int, *, is_best: bool) -> None:
@@ -49,6 +61,22 @@ def point_to(checkpoints: Path, folder: Path, step: int, *, is_best: bool) -> No
     if is_best:
         write_json_atomically(checkpoints / "best.json", pointer)
     write_json_atomically(checkpoints / "last.json", pointer)
+
+
+def rewind(checkpoints: Path, folder: Path, step: int, best_step: int | None) -> None:
+    """Make an earlier checkpoint the last one again, and the best one that which was the best then, if it is there."""
+    bests = [] if best_step is None else sorted(checkpoints.glob(f"step-{best_step:08d}*"))
+    if bests:
+        assert best_step is not None
+        point_to(checkpoints, bests[-1], best_step, is_best=True)
+    else:
+        (checkpoints / "best.json").unlink(missing_ok=True)
+    point_to(checkpoints, folder, step, is_best=False)
+
+
+def points_to_something(checkpoints: Path, name: str) -> bool:
+    """Return whether there is a last.json or best.json."""
+    return (checkpoints / f"{name}.json").exists()
 
 
 def read_pointer(checkpoints: Path, name: str) -> dict[str, Any]:
@@ -64,11 +92,6 @@ def read_pointer(checkpoints: Path, name: str) -> dict[str, Any]:
     return pointer
 
 
-def best_step_on_disk(checkpoints: Path) -> int:
-    """Return the step of the checkpoint that best.json names, 0 where there is none."""
-    return read_pointer(checkpoints, "best").get("step", 0) if _exists(checkpoints, "best") else 0
-
-
 def open_checkpoint(checkpoints: Path, name: str) -> tuple[Path, dict[str, Any]]:
     """Return the folder that last.json or best.json points to, and its training.json, which is checked.
 
@@ -79,9 +102,6 @@ def open_checkpoint(checkpoints: Path, name: str) -> tuple[Path, dict[str, Any]]
     """
     pointer = read_pointer(checkpoints, name)
     folder = checkpoints / Path(str(pointer["folder"])).name
-    moved_aside = checkpoints / f".{folder.name}.old"
-    if moved_aside.is_dir() and not folder.exists():  # a crash while `atomic_folder` exchanged the two
-        os.replace(moved_aside, folder)
     _require_hash(folder / TRAINING, pointer["sha256"], checkpoints / f"{name}.json")
     return folder, _read_training(folder)
 
@@ -96,6 +116,11 @@ def open_named(checkpoints: Path, name: str) -> tuple[Path, dict[str, Any]]:
     if Path(name).name != name or not (folder / TRAINING).is_file():
         there = sorted(path.name for path in checkpoints.glob("step-*"))
         raise ValueError(f"{checkpoints} holds no checkpoint {name!r}; there are {', '.join(there) or 'none'}.")
+    if not (folder / TRAINING_HASH).is_file():
+        raise ValueError(f"{folder / TRAINING_HASH} is missing; nothing vouches for the checkpoint.")
+    _require_hash(
+        folder / TRAINING, (folder / TRAINING_HASH).read_text(encoding="utf-8").strip(), folder / TRAINING_HASH
+    )
     return folder, _read_training(folder)
 
 
@@ -131,22 +156,21 @@ def check_files(folder: Path, training: dict[str, Any], part: int = 0, parts: in
         _require_hash(folder / name, training["sha256"][name], folder / TRAINING)
 
 
-def remove_unused(checkpoints: Path, keep_last: int) -> None:
-    """Remove what no pointer names but the newest `keep_last` folders, and what a crash left half-written."""
-    used = {read_pointer(checkpoints, name)["folder"] for name in ("best", "last") if _exists(checkpoints, name)}
-    complete = sorted((path for path in checkpoints.glob("step-*")), key=lambda path: path.stat().st_mtime_ns)
-    kept = used | {path.name for path in complete[-keep_last:]}
+def remove_unused(checkpoints: Path, keep_last: int | None) -> None:
+    """Remove what a crash left half-written and, unless `keep_last` is None, what is neither pointed to nor one of so
+    many newest checkpoints.
+    """
     for leftover in checkpoints.glob(".step-*"):
         shutil.rmtree(leftover)
-    for folder in complete:
-        if folder.name not in kept:  # hidden first: a crash halfway leaves nothing that looks like a checkpoint
-            hidden = checkpoints / f".{folder.name}.removed"
-            os.replace(folder, hidden)
-            shutil.rmtree(hidden)
-
-
-def _exists(checkpoints: Path, name: str) -> bool:
-    return (checkpoints / f"{name}.json").exists()
+    if keep_last is None:
+        return
+    used = {
+        read_pointer(checkpoints, name)["folder"] for name in ("best", "last") if points_to_something(checkpoints, name)
+    }
+    complete = sorted(checkpoints.glob("step-*"), key=lambda path: path.stat().st_mtime_ns)
+    for folder in complete[: max(0, len(complete) - keep_last)]:
+        if folder.name not in used:
+            shutil.rmtree(folder)
 
 
 def _require_hash(file: Path, expected: str, source: Path) -> None:
@@ -164,8 +188,9 @@ def _require_hash(file: Path, expected: str, source: Path) -> None:
 
 def _others(source: Path) -> str:
     """Say which other checkpoints are there and how to go on from one of them."""
-    checkpoints = source.parent if source.name != TRAINING else source.parent.parent
-    damaged = source.parent.name if source.name == TRAINING else read_pointer(checkpoints, source.stem)["folder"]
+    pointer = source.suffix == ".json" and source.name != TRAINING
+    checkpoints = source.parent if pointer else source.parent.parent
+    damaged = read_pointer(checkpoints, source.stem)["folder"] if pointer else source.parent.name
     others = sorted(path.name for path in checkpoints.glob("step-*") if path.name != damaged and path.is_dir())
     if not others:
         return ""

@@ -62,9 +62,10 @@ def random_states(processes: Processes, device: torch.device) -> dict[str, Tenso
 
 
 def restore_random_states(states: Mapping[str, Tensor], processes: Processes, device: torch.device) -> None:
-    """Put back what `random_states` returned."""
+    """Put back what `random_states` returned; what is missing stays as it is."""
     place = f"random/process-{processes.rank}"
-    torch.set_rng_state(states[f"{place}/cpu"])
+    if f"{place}/cpu" in states:
+        torch.set_rng_state(states[f"{place}/cpu"])
     if device.type == "cuda" and f"{place}/cuda" in states:  # a run that moved from the CPU has none
         torch.cuda.set_rng_state(states[f"{place}/cuda"], device)
 

@@ -131,7 +131,8 @@ class _Gradients:
         self, head: _Head, wanted: tuple[bool, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None
     ) -> None:
         self.head, self.any = head, any(wanted)
-        self.hidden = torch.empty_like(hidden) if wanted[0] else None
+        # Contiguous whatever `hidden` is, so that its rows can be written through a view.
+        self.hidden = torch.empty_like(hidden, memory_format=torch.contiguous_format) if wanted[0] else None
         self.weight = torch.zeros_like(weight, dtype=head.wide) if wanted[1] else None
         self.bias = torch.zeros_like(bias, dtype=head.wide) if bias is not None and wanted[2] else None
 

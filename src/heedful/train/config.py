@@ -46,7 +46,7 @@ class TrainConfig:
         batch_size: sequences per step, over all processes and micro-batches.
         context_length: tokens per sequence, at most.
         accumulation: micro-batches that the rows of each process are split into; it changes memory, not the result (up
-            to rounding).
+            to rounding, and to which numbers dropout draws).
         seed: seeds the dropout of the run; the batches have a seed of their own.
         device: "auto" (CUDA when there is one, else the CPU), "cpu", "cuda" or "cuda:1".
         precision: "float32", or "bfloat16": float32 weights, the forward pass under bfloat16 autocast.
@@ -101,6 +101,11 @@ class TrainConfig:
             raise ValueError(
                 f"accumulation splits the rows of a batch, so it must be at most batch_size, got {self.accumulation} "
                 f"and {self.batch_size}."
+            )
+        if self.parallel.gather_precision == "bfloat16" and self.precision == "float32":
+            raise ValueError(
+                "parallel.gather_precision = 'bfloat16' computes in bfloat16, so it needs precision = 'bfloat16', got "
+                "'float32'; change one of them."
             )
         if self.schedule.warmup_steps >= self.steps:
             raise ValueError(

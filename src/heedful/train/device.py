@@ -90,7 +90,12 @@ def computing_on(device: torch.device) -> Iterator[None]:
 def forked_random_state(seed: int, device: torch.device) -> Iterator[None]:
     """Seed the generators of the CPU and of `device`; afterwards they are as they were, and no others are touched."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            torch.cuda.default_generators[device.index].manual_seed(seed)
+        seed_random_states(seed, device)
         yield
+
+
+def seed_random_states(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of `device`, and no others."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)

@@ -13,30 +13,27 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from heedful.files import write_json_atomically
 from heedful.schema import to_mapping
-from heedful.train.averaging import WeightAverage
 from heedful.train.checkpoint import Checkpoints
 from heedful.train.checkpoint_state import process_seed
-from heedful.train.device import computing_on, forked_random_state, require_precision, resolve_device
-from heedful.train.fitting import require_trainable
+from heedful.train.device import computing_on, forked_random_state
 from heedful.train.interruption import StopRequest
 from heedful.train.loop import Evaluate, TrainingLoop
-from heedful.train.loss import TrainingLoss
 from heedful.train.metrics import MetricsWriter
-from heedful.train.optimisation import Optimization
-from heedful.train.parallel import SHARDED, build_mesh, gradient_module, parallelize, resolve_strategy
-from heedful.train.processes import environment_world_size, joined_processes, share_of
+from heedful.train.parallel import resolve_strategy
 from heedful.train.progress import Reporter, SilentReporter, choose_reporter
 from heedful.train.run_folder import claim_folder, describe_run, record_start
 from heedful.train.run_state import locked_folder
 from heedful.train.state import TrainingState, TrainResult
 from heedful.train.trackers import open_trackers
+from heedful.train.training_step import TrainingStep, joined_for, require_fitting
 
 if TYPE_CHECKING:
+    import torch
+
     from heedful.data.batches import TrainingData
     from heedful.train.config import TrainConfig
     from heedful.train.processes import Processes
@@ -94,12 +91,7 @@ def train(
     folder = Path(folder)
     if checkpoint is not None and not resume:
         raise ValueError("checkpoint names where a resumed run goes on from; pass resume=True (--resume) with it.")
-    device = resolve_device(config.device)
-    require_precision(config.precision, device)
-    strategy = resolve_strategy(config.parallel, environment_world_size())
-    needs_group = strategy in SHARDED
-    timeout = config.parallel.timeout_seconds
-    with joined_processes(needs_group=needs_group, timeout_seconds=timeout, device=device) as processes:
+    with joined_for(config) as (device, processes):
         return _train(
             model,
             data,
@@ -131,34 +123,21 @@ def _train(
     device: torch.device,
     processes: Processes,
 ) -> TrainResult:
-    first = processes.first
-    reporter = choose_reporter(report) if first else SilentReporter()
-    trackers = open_trackers(config.trackers, reporter.message) if first else None
-    strategy = resolve_strategy(config.parallel, processes.world_size)
-    require_enough_rows(config, processes.world_size)
-    processes.together(lambda: require_trainable(model, data, config))
+    reporter = choose_reporter(report) if processes.first else SilentReporter()
+    trackers = processes.on_first(lambda: open_trackers(config.trackers, reporter.message))
+    require_fitting(model, data, config, processes)
     description = describe_run(model, data, config)
+    strategy = resolve_strategy(config.parallel, processes.world_size)
     with ExitStack() as stack:
-        processes.from_first(lambda: stack.enter_context(locked_folder(folder)))
-        processes.from_first(lambda: claim_folder(folder, description, resume=resume))
+        processes.on_first(lambda: stack.enter_context(locked_folder(folder)))
+        processes.on_first(lambda: claim_folder(folder, description, resume=resume))
         stack.enter_context(computing_on(device))
         stack.enter_context(forked_random_state(process_seed(config.seed, processes.rank), device))
-        mesh = build_mesh(config.parallel, processes.world_size, device.type)
-        parallelize(model, mesh, config.parallel, device=device, compile_blocks=config.compile)
-        loss = gradient_module(TrainingLoss(model, config.loss), mesh)
-        optimization = Optimization(model, config.optimizer)
-        optimization.prepare_state()
-        average = WeightAverage(model, config.optimizer.ema_decay) if config.optimizer.ema_decay > 0 else None
+        step = TrainingStep(model, data, config, device, processes)
         checkpoints = Checkpoints(
             folder / "checkpoints",
-            model,
-            optimization,
-            average,
+            step,
             description,
-            processes=processes,
-            mesh=mesh,
-            device=device,
-            seed=config.seed,
             keep_last=None if config.keep == "all" else config.keep_last,
             asynchronous=config.asynchronous_checkpoints,
             export=export,
@@ -166,57 +145,31 @@ def _train(
         stack.callback(checkpoints.close)
         loaded = checkpoints.load(checkpoint)
         state = loaded or TrainingState()
-        writers: list[MetricsWriter] = []
 
-        def begin_files() -> None:
+        def begin_files() -> MetricsWriter:
             if state.step < config.steps:
-                record_start(
-                    folder, description, device, state.step, processes=processes.world_size, strategy=strategy
-                )
+                world_size = processes.world_size
+                record_start(folder, description, device, state.step, processes=world_size, strategy=strategy)
             if on_start is not None:
                 on_start()
             writer = MetricsWriter(folder, state.step, state.evaluated_step, trackers=trackers, run=description)
-            writers.append(stack.enter_context(writer))
+            return stack.enter_context(writer)
 
-        processes.from_first(begin_files)
         loop = TrainingLoop(
-            model,
-            loss,
-            optimization,
-            average,
-            data,
-            config,
+            step,
             state,
             checkpoints,
-            device=device,
-            processes=processes,
-            rows=share_of(config.batch_size, processes.world_size, processes.rank),
             evaluate=evaluate,
-            writer=writers[0] if writers else None,
+            writer=processes.on_first(begin_files),
             reporter=reporter,
             stop=stack.enter_context(StopRequest()),
             saved=loaded is not None,
         )
         result = loop.run()
-        if first:
+        if processes.first:
             write_json_atomically(folder / "result.json", to_mapping(result))
     return result
 
 
 def _save(model: Any, folder: Path, weights: dict[str, Tensor]) -> None:
     model.save(folder, weights)
-
-
-def require_enough_rows(config: TrainConfig, world_size: int) -> None:
-    """Refuse a batch of which some process would get fewer rows than micro-batches.
-
-    Raises:
-        ValueError: with the largest number of micro-batches that would do.
-    """
-    smallest = config.batch_size // world_size
-    if smallest < config.accumulation:
-        remedy = f"use accumulation {smallest} or fewer" if smallest else "use fewer processes"
-        raise ValueError(
-            f"batch_size {config.batch_size} over {world_size} processes leaves {smallest} rows for some, fewer than "
-            f"accumulation = {config.accumulation}: {remedy}, or a larger batch."
-        )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from heedful.data.batches import Batch
+from heedful.models.probes import evaluating
 from heedful.train.device import autocast, computing_on, require_precision, resolve_device
 from heedful.train.fitting import require_room
 from heedful.train.loss import to_device, token_losses
@@ -112,18 +112,6 @@ def evaluate_perplexity(
         bits_per_byte=total / (math.log(2) * split.num_bytes),
         context_rule=_context_rule(context_length, mask_documents=mask_documents),
     )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode (no dropout); afterwards every module is in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _windows(

@@ -26,6 +26,11 @@ def require_trainable(model: nn.Module, data: TrainingData, config: TrainConfig)
             raise ValueError(
                 f"weights are float32 in training at any precision, but {name} is {parameter.dtype}; use model.float()."
             )
+    if config.probe_every and not hasattr(model, "block_list"):
+        raise ValueError(
+            f"probe_every = {config.probe_every} looks into the attention layers of a DecoderLM, and "
+            f"{type(model).__name__} has none that it knows; set it to 0."
+        )
     batch = data.batch(0)
     rows, length = batch.tokens.shape
     if rows != config.batch_size or length > config.context_length:

@@ -9,85 +9,66 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch import nn
 
-from heedful.data.batches import Batch
+from heedful.models.probes import evaluating
 from heedful.train.device import autocast
-from heedful.train.evaluation import evaluating
-from heedful.train.gradients import forward_backward
 from heedful.train.loss import to_device
 from heedful.train.memory import can_measure, peak_tensor_bytes
-from heedful.train.optimisation import learning_rate
-from heedful.train.parallel import local, reshard
-from heedful.train.probing import probe_metrics
+from heedful.train.parallel import reshard
+from heedful.train.probing import PROBED_ROWS, probe_metrics
 from heedful.train.processes import RemoteError
-from heedful.train.progress import format_metrics
-from heedful.train.state import DivergenceError, TrainResult
+from heedful.train.progress import UNTIMED_STEPS, format_metrics
+from heedful.train.state import CheckpointError, DivergenceError, TrainResult
 from heedful.train.step_buffer import StepBuffer
 
 if TYPE_CHECKING:
-    from heedful.data.batches import TrainingData
-    from heedful.train.averaging import WeightAverage
     from heedful.train.checkpoint import Checkpoints
-    from heedful.train.config import TrainConfig
     from heedful.train.interruption import StopRequest
     from heedful.train.metrics import MetricsWriter
-    from heedful.train.optimisation import Optimization
-    from heedful.train.processes import Processes
     from heedful.train.progress import Reporter
     from heedful.train.state import TrainingState
+    from heedful.train.training_step import TrainingStep
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-
-# The first steps of a process fill caches and allocators; they are left out of the speed.
-UNTIMED_STEPS = 3
-# A probe looks at so many rows of a process's batch: enough for sizes, little against a step.
-PROBE_ROWS = 4
 
 
 class TrainingLoop:
     """A run from the step it stands at to its end, or to the step after which a signal stops it.
 
     Args:
-        model: after `parallelize`.
-        loss: what `gradient_module` made of its `TrainingLoss`.
-        rows: those of each batch that this process computes.
+        step: takes the steps.
+        state: where the run stands.
+        checkpoints: where it is saved.
+        evaluate: see `train`.
         writer: where metrics go, in the first process alone.
+        reporter: what people see.
+        stop: whether a signal came.
         saved: whether the state as it is now is on disk.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        loss: nn.Module,
-        optimization: Optimization,
-        average: WeightAverage | None,
-        data: TrainingData,
-        config: TrainConfig,
+        step: TrainingStep,
         state: TrainingState,
         checkpoints: Checkpoints,
         *,
-        device: torch.device,
-        processes: Processes,
-        rows: range,
         evaluate: Evaluate | None,
         writer: MetricsWriter | None,
         reporter: Reporter,
         stop: StopRequest,
         saved: bool,
     ) -> None:
-        self.model, self.loss, self.optimization, self.average = model, loss, optimization, average
-        self.data, self.config, self.state, self.checkpoints = data, config, state, checkpoints
-        self.device, self.processes, self.evaluate = device, processes, evaluate
-        self.rows = None if len(rows) == config.batch_size else rows
+        self.step, self.state, self.checkpoints, self.evaluate = step, state, checkpoints, evaluate
+        self.model, self.data, self.config, self.processes = step.model, step.data, step.config, step.processes
         self.writer, self.reporter, self.stop, self.saved = writer, reporter, stop, saved
         self.stopping = False  # as all processes agreed
-        self.buffer = StepBuffer(device, processes)
-        self.first_step = state.step  # of this process
+        self.buffer = StepBuffer(step.device, step.processes)
+        self.first_step = step.number = state.step  # of this process
         self.began = time.monotonic() - state.seconds
 
     def run(self) -> TrainResult:
@@ -105,7 +86,6 @@ class TrainingLoop:
         return self._result()
 
     def _loop(self) -> None:
-        self.model.train()
         while True:  # evaluations and checkpoints come first: a resumed run may still owe those of its last step
             if not self.processes.several:  # with several, they agree during a step
                 self.stopping = self.stop.requested
@@ -121,6 +101,7 @@ class TrainingLoop:
             if self.config.probe_every and self._is_due(self.config.probe_every):
                 self._probe()
         if self.stopping:
+            self.checkpoints.wait()  # before it is said
             name = self.stop.signal_name or "a signal to another process"
             self.reporter.message(f"{name}: saved after step {self.state.step}; --resume goes on from there.")
 
@@ -130,38 +111,21 @@ class TrainingLoop:
     def _is_due(self, every: int) -> bool:
         return self.state.step > 0 and (self.state.step % every == 0 or self.state.step == self.config.steps)
 
-    def _learning_rate(self, step: int) -> float:
-        return learning_rate(step, self.config.steps, self.config.optimizer, self.config.schedule)
-
     def _step(self) -> None:
         self.buffer.start()
         warm = self.state.step >= min(1, self.config.steps - 1)
         if self.state.peak_memory_bytes is None and warm and can_measure():
-            tensors = [*self.model.parameters(), *self.model.buffers(), *self.optimization.tensors().values()]
-            tensors += [] if self.average is None else self.average.tensors().values()
-            self.state.peak_memory_bytes = peak_tensor_bytes(self._update, resident=[local(x) for x in tensors])
+            self.state.peak_memory_bytes = peak_tensor_bytes(self._update, resident=self.step.resident())
         else:
             self._update()
         self.reporter.advance(self.state.step)
 
     def _update(self) -> None:
-        config, state = self.config, self.state
-        loss, self.stopping = forward_backward(
-            self.loss,
-            self.data.batch(state.step, self.rows),
-            accumulation=config.accumulation,
-            device=self.device,
-            precision=config.precision,
-            processes=self.processes,
-            stop=self.stop.requested,
-        )
-        grad_norm = self.optimization.clip(config.optimizer.gradient_clip)
-        self.optimization.step(self._learning_rate(state.step))
-        if self.average is not None:
-            self.average.update()
-        state.step += 1
+        taken = self.step.take(stop=lambda: self.stop.requested)
+        self.stopping = taken.stopping
+        self.state.step += 1
         self.saved = False
-        self.buffer.finish(state.step, loss, grad_norm)
+        self.buffer.finish(self.state.step, taken.loss, taken.grad_norm)
 
     def _settle(self) -> None:
         """Read the latest steps from the device; stop at the first of them that is not finite."""
@@ -178,7 +142,7 @@ class TrainingLoop:
         recent = self.state.recent
         metrics = {
             "train/loss": statistics.fmean(record.loss for record in recent),
-            "lr": self._learning_rate(self.state.step - 1),
+            "lr": self.step.learning_rate(self.state.step - 1),
             "grad_norm": statistics.fmean(record.grad_norm for record in recent),
             "tokens_per_second": self.data.tokens_per_batch / statistics.fmean(record.seconds for record in recent),
             "seconds": time.monotonic() - self.began,
@@ -191,10 +155,9 @@ class TrainingLoop:
         self.reporter.training(self.state.step, metrics)
 
     def _probe(self) -> None:
-        batch = self.data.batch(self.state.step - 1, self.rows)
-        documents = None if batch.document_ids is None else batch.document_ids[:PROBE_ROWS]
-        few = to_device(Batch(batch.tokens[:PROBE_ROWS], batch.targets[:PROBE_ROWS], documents), self.device)
-        with self._only_looking(), autocast(self.config.precision, self.device):
+        rows = range(self.config.batch_size) if self.step.rows is None else self.step.rows
+        few = to_device(self.data.batch(self.state.step - 1, rows[:PROBED_ROWS]), self.step.device)
+        with self._only_looking(), autocast(self.config.precision, self.step.device):
             found = probe_metrics(self.model, few)
         self._write(self.state.step, self.processes.agree(found))
 
@@ -219,7 +182,7 @@ class TrainingLoop:
         assert self.evaluate is not None
         self._settle()
         state = self.state
-        with nullcontext() if self.average is None else self.average.applied(), self._only_looking():
+        with nullcontext() if self.step.average is None else self.step.average.applied(), self._only_looking():
             found = {name: float(value) for name, value in self.evaluate(self.model).items()}
         metrics = self.processes.agree(found)
         if "val/loss" not in metrics:
@@ -247,7 +210,8 @@ class TrainingLoop:
         self.state.seconds = time.monotonic() - self.began
         if self.writer is not None:
             self.writer.sync()
-        is_best = self.evaluate is None or self.state.best_step == self.state.step
+        never_evaluated = self.evaluate is None and self.state.best_step is None
+        is_best = never_evaluated or self.state.best_step == self.state.step
         self.checkpoints.save(self.state, is_best=is_best)
         self.saved = True
 
@@ -256,9 +220,10 @@ class TrainingLoop:
             self.writer.write(step, metrics)
 
     def _diverged(self, step: int, metrics: dict[str, float]) -> NoReturn:
-        rate = self._learning_rate(step - 1)
+        rate = self.step.learning_rate(step - 1)
         self._write(step, {**metrics, "lr": rate, "diverged": 1.0})
-        self.checkpoints.wait()
+        with suppress(CheckpointError):  # the divergence is the news
+            self.checkpoints.wait()
         last = self.checkpoints.folder / "last.json"
         kept = (
             f"The last checkpoint, named in {last}, is from before that."

@@ -41,7 +41,7 @@ class TrainingLoss(nn.Module):
         """Return two sums over the scored tokens, 0-dimensional and float32 (float64 for a model in float64): what is
         trained on, and the cross-entropy that is reported.
         """
-        mask = None if document_ids is None else AttentionMask(document_ids=document_ids)
+        mask = attention_mask(document_ids)
         z_loss = self.config.z_loss
         if _gives_hidden_states(self.model):
             hidden = self.model.hidden_states(tokens, mask=mask)
@@ -64,7 +64,7 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     Float32 (float64 for a model in float64), and where the model allows it the logits exist some tokens at a time, as
     in `TrainingLoss`.
     """
-    mask = attention_mask(batch)
+    mask = attention_mask(batch.document_ids)
     if _gives_hidden_states(model):
         hidden = model.hidden_states(batch.tokens, mask=mask)
         weight, bias = model.head_parameters()
@@ -73,9 +73,9 @@ def token_losses(model: nn.Module, batch: Batch) -> Tensor:
     return cross_entropy(logits, batch.targets, reduction="none")
 
 
-def attention_mask(batch: Batch) -> AttentionMask | None:
+def attention_mask(document_ids: Tensor | None) -> AttentionMask | None:
     """Return the mask that keeps the documents of a batch apart, None where it does not name any."""
-    return None if batch.document_ids is None else AttentionMask(document_ids=batch.document_ids)
+    return None if document_ids is None else AttentionMask(document_ids=document_ids)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from heedful.train.parallel import whole
 from heedful.train.sharded_muon import ShardedMuon
 from heedful.train.treatment import Treatment, treatments
 
@@ -92,7 +93,7 @@ class Optimization:
         """
         with_gradient = [parameter for parameter in self.parameters if parameter.grad is not None]
         groups = list(_by_mesh(with_gradient).values())
-        norms = [_whole(nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])) for group in groups]
+        norms = [whole(nn.utils.get_total_norm([p.grad for p in group if p.grad is not None])) for group in groups]
         norm = norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
         if largest_norm > 0:
             for group in groups:
@@ -173,7 +174,3 @@ def _by_mesh(parameters: Iterable[nn.Parameter]) -> dict[Any, list[nn.Parameter]
     for parameter in parameters:
         groups.setdefault(_mesh(parameter), []).append(parameter)
     return groups
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -13,17 +13,18 @@ A mesh says it all: none is "single", one dimension named "replicate" is "ddp", 
 
 from __future__ import annotations
 
+import datetime
 import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
@@ -53,14 +54,24 @@ def resolve_strategy(policy: ParallelConfig, world_size: int) -> Strategy:
 
 
 def build_mesh(policy: ParallelConfig, world_size: int, device_type: str) -> DeviceMesh | None:
-    """Return how the processes are arranged, None for one process on its own; all of them must call it."""
+    """Return how the processes are arranged, None for one process on its own; all of them must call it.
+
+    The groups are made here because those that a mesh makes itself do not wait `timeout_seconds` but half an hour.
+    """
     strategy = resolve_strategy(policy, world_size)
     if strategy == "single":
         return None
-    if strategy == "hsdp":
-        size = _shard_size(policy)
-        return init_device_mesh(device_type, (world_size // size, size), mesh_dim_names=("replicate", "shard"))
-    return init_device_mesh(device_type, (world_size,), mesh_dim_names=("replicate" if strategy == "ddp" else "shard",))
+    if strategy != "hsdp":
+        name = "replicate" if strategy == "ddp" else "shard"
+        world = cast("dist.ProcessGroup", dist.group.WORLD)
+        return DeviceMesh.from_group(world, device_type, mesh_dim_names=(name,))
+    ranks = torch.arange(world_size).view(-1, _shard_size(policy))
+    timeout = datetime.timedelta(seconds=policy.timeout_seconds)
+    groups = [
+        cast("dist.ProcessGroup", dist.new_subgroups_by_enumeration(lists.tolist(), timeout=timeout)[0])
+        for lists in (ranks.T, ranks)
+    ]
+    return DeviceMesh.from_group(groups, device_type, mesh=ranks, mesh_dim_names=("replicate", "shard"))
 
 
 def is_sharded(mesh: DeviceMesh | None) -> bool:
@@ -85,8 +96,8 @@ def parallelize(
         compile_blocks: compile each block with `torch.compile`; equal blocks share the compiled code.
 
     Raises:
-        ValueError: a model that shares a block between layers, or has parameters without a dimension, cannot be
-            sharded.
+        ValueError: a model that shares a block between layers, or has parameters of two names or without a dimension,
+            cannot be sharded.
     """
     if is_sharded(mesh):
         _require_shardable(model)
@@ -101,7 +112,9 @@ def parallelize(
         _shard(model, mesh, policy, device)
     else:
         if any(tensor.is_meta for _, tensor in named_tensors(model)):
+            ties = _tied_names(model)
             model.to_empty(device=device)
+            _tie_again(model, ties)
         model.to(device)
         with torch.no_grad():
             for _, tensor in named_tensors(model):
@@ -185,12 +198,33 @@ def _require_shardable(model: nn.Module) -> None:
             "a model that shares one block between its layers cannot be sharded: its gradients would be sent before "
             "they are complete. Use strategy 'ddp'."
         )
+    tied = _tied_names(model)
+    if tied:
+        one, other = next(iter(tied.items()))
+        raise ValueError(
+            f"a parameter of two names cannot be sharded, and {other} is also {one}: use it under one name in the "
+            "model, as DecoderLM does with tied embeddings, or use strategy 'ddp'."
+        )
     scalars = [name for name, parameter in model.named_parameters() if parameter.dim() == 0]
     if scalars:
         raise ValueError(
             f"parameters without a dimension cannot be sharded, and {scalars[0]} is one: give it the shape (1,), or "
             "use strategy 'ddp'."
         )
+
+
+def _tied_names(model: nn.Module) -> dict[str, str]:
+    """Return the further names of parameters that have several, each with the first."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    everything = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in everything if first[id(parameter)] != name}
+
+
+def _tie_again(model: nn.Module, ties: dict[str, str]) -> None:
+    """Give the parameters that lost it their second name back: memory is given out name by name."""
+    for name, first in ties.items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(owner), attribute, model.get_parameter(first))
 
 
 def _shard(model: nn.Module, mesh: DeviceMesh, policy: ParallelConfig, device: torch.device) -> None:
@@ -211,7 +245,7 @@ def _shard(model: nn.Module, mesh: DeviceMesh, policy: ParallelConfig, device: t
     with torch.no_grad():
         for name, tensor in named_tensors(model):
             value = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-            if initial:
+            if dist.get_rank() == 0:
                 value.copy_(initial.pop(name))
             dist.broadcast(value, src=0)
             if isinstance(tensor, DTensor):

@@ -53,9 +53,9 @@ def probe_metrics(model: nn.Module, batch: Batch) -> dict[str, float]:
             f"probe_every looks into a heedful.models.DecoderLM, not into a {type(model).__name__}; set it to 0."
         )
     device = next(model.parameters()).device
-    tokens, targets, document_ids = batch
+    tokens, _, document_ids = batch
     few = None if document_ids is None else document_ids[:PROBED_ROWS].to(device)
-    mask = attention_mask(Batch(tokens, targets, few))
+    mask = attention_mask(few)
     layers = probe(model, tokens[:PROBED_ROWS].to(device), mask, score_rows=SCORE_ROWS)
     metrics: dict[str, float] = {}
     for index, (layer, block) in enumerate(zip(layers, model.block_list, strict=True)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -88,6 +89,22 @@ class Processes:
         if "error" in received:
             raise RemoteError(f"the first process stopped: {received['error']}")
         return received["value"]
+
+    def on_first(self, act: Callable[[], T]) -> T | None:
+        """Do something in the first process only and return what came of it there, None in the others, which wait.
+
+        Raises:
+            ValueError: as `from_first`.
+        """
+        if not self.several:
+            return act()
+        found: list[T] = []
+
+        def keep() -> None:
+            found.append(act())
+
+        self.from_first(keep)
+        return found[0] if found else None
 
     def together(self, act: Callable[[], T]) -> list[T]:
         """Return what `act()` returns in each process (JSON-able), once it has succeeded in all of them.
@@ -174,6 +191,11 @@ def environment_world_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
 
 
+def restarted_by_torchrun() -> bool:
+    """Return whether torchrun started this process anew, after one that failed (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 @contextmanager
 def joined_processes(*, needs_group: bool, timeout_seconds: int, device: torch.device) -> Iterator[Processes]:
     """Join the processes of this run for as long as it goes on.
@@ -225,10 +247,29 @@ def _rendezvous(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
     would be taken for those of their successors. Over several machines the number of restarts is no common name, since
     each torchrun counts its own.
     """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        _require_torchrun()
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
     if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size):
         store = dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     return store, rank, world_size
+
+
+def _require_torchrun() -> None:
+    """Ask for torchrun, which has been keeping the store since before this process began.
+
+    Torch would ask again and again until the timeout is over, and then once more.
+
+    Raises:
+        LostProcessError: it is gone.
+    """
+    place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    try:
+        socket.create_connection(place).close()
+    except ConnectionRefusedError:
+        raise LostProcessError("torchrun is gone. Start the run again with --resume.") from None
+    except OSError:  # of the network, which torch may get over
+        return
 
 
 def _new_group(timeout: datetime.timedelta) -> dist.ProcessGroup:
@@ -257,8 +298,8 @@ def losing_nobody() -> Iterator[None]:
         ) from error
 
 
-# From gloo's and NCCL's own messages.
-_SIGNS_OF_LOSS = ("Connection closed", "Connection reset", "Timed out", "timed out", "gloo", "NCCL", "Broken pipe")
+# From gloo's and NCCL's own messages, which name where they come from.
+_SIGNS_OF_LOSS = ("gloo/", "Gloo", "ProcessGroup", "NCCL")
 
 
 def share_of(rows: int, parts: int, part: int) -> range:

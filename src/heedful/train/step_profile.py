@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from torch.profiler import ProfilerActivity, profile
 
 from heedful.files import write_bytes_atomically
+from heedful.train.step_timing import wait_for
 
 if TYPE_CHECKING:
-    from heedful.train.step_timing import TrainingStep
+    from heedful.train.training_step import TrainingStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ def profile_steps(step: TrainingStep, *, steps: int = 3, trace: Path | None = No
     with profile(activities=activities) as profiler:
         for _ in range(steps):
             step.take()
-        step.wait()
+        wait_for(step.device)
     if trace is not None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / trace.name
