@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -29,6 +30,7 @@ from heedful.train.checkpoint_files import (
     files_of,
     hash_files,
     new_folder,
+    newest_complete,
     open_checkpoint,
     open_named,
     point_to,
@@ -63,10 +65,11 @@ Export = Callable[[Path, dict[str, Tensor]], object]
 
 
 class FoundCheckpoint(NamedTuple):
-    """A checkpoint to go on from: the name of its folder, and its training.json."""
+    """A checkpoint to go on from: the name of its folder, its training.json, and whether last.json names it."""
 
     name: str
     training: dict[str, Any]
+    is_last: bool
 
 
 class Checkpoints:
@@ -144,7 +147,8 @@ class Checkpoints:
 
         None when there is no checkpoint. With the number of processes it was written by, the run goes on exactly as if
         it had not been stopped. With another, random states are drawn anew from (seed, step, process); all else is the
-        same up to rounding. One that is named is the last checkpoint from then on.
+        same up to rounding. One that is named is the last checkpoint from then on; where last.json is missing it is the
+        newest.
 
         Raises:
             ValueError: the checkpoint is damaged, belongs to another run, or does not fit the model; the message names
@@ -161,7 +165,7 @@ class Checkpoints:
         state = from_mapping(TrainingState, found.training["state"], f"{folder / TRAINING}: state")
         state.step_seconds = tuple(load_file(folder / DURATIONS)["step_seconds"].tolist())
         self._read(folder, found.training, state.step)
-        if name is not None:
+        if not found.is_last:
             processes.on_first(lambda: rewind(self.folder, folder, state.step, state.best_step))
         if not processes.from_first(lambda: points_to_something(self.folder, "best")):
             state.best_step, state.best = None, {}
@@ -169,16 +173,18 @@ class Checkpoints:
 
     def _find(self, name: str | None) -> FoundCheckpoint | None:
         """Return the checkpoint to go on from; for the first process."""
+        if name is None and not points_to_something(self.folder, "last"):
+            name = newest_complete(self.folder)
+            if name is None:
+                return None
         if name is not None:
             folder, training = open_named(self.folder, name)
-        elif not points_to_something(self.folder, "last"):
-            return None
         else:
             if points_to_something(self.folder, "best"):  # found damaged now rather than when the run is over
                 check_files(*open_checkpoint(self.folder, "best"))
             folder, training = open_checkpoint(self.folder, "last")
         require_same_run(training.get("run"), self.description, folder / TRAINING)
-        return FoundCheckpoint(folder.name, training)
+        return FoundCheckpoint(folder.name, training, is_last=name is None)
 
     def _read(self, folder: Path, training: dict[str, Any], step: int) -> None:
         """Read all tensors, and put random states back or draw them anew."""
@@ -221,6 +227,8 @@ class Checkpoints:
                 writers.on_first(appear)
         except OSError as error:
             raise self._failed(state, error.strerror or str(error)) from error
+        except SafetensorError as error:  # its own writer, which an export may use, wraps what the system said
+            raise self._failed(state, str(error)) from error
         except CheckpointException as error:
             raise self._failed(state, _first_cause(error)) from error
 

@@ -16,6 +16,7 @@ crash at any moment leaves a run that can be resumed.
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -169,8 +170,10 @@ def remove_unused(checkpoints: Path, keep_last: int | None) -> None:
     }
     complete = sorted(checkpoints.glob("step-*"), key=lambda path: path.stat().st_mtime_ns)
     for folder in complete[: max(0, len(complete) - keep_last)]:
-        if folder.name not in used:
-            shutil.rmtree(folder)
+        if folder.name not in used:  # hidden first: a crash halfway leaves nothing that looks like a checkpoint
+            hidden = checkpoints / f".{folder.name}.removed"
+            os.replace(folder, hidden)
+            shutil.rmtree(hidden)
 
 
 def _require_hash(file: Path, expected: str, source: Path) -> None:
