@@ -18,7 +18,8 @@ def fault_table(file: Path = FILE) -> str:
     if not file.exists():
         return missing("fault_campaign").replace(" --device cpu", "")
     result: Result = json.loads(file.read_text(encoding="utf-8"))
-    rows = result["rows"]
+    faults = list(dict.fromkeys(row["fault"] for row in result["rows"]))
+    rows = sorted(result["rows"], key=lambda row: faults.index(row["fault"]))
     times, _, lost, left = (sum(row[name] for row in rows) for name in EVENTS)
     dirty = ", with changes that were not committed" if result["dirty"] else ""
     summary = (

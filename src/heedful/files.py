@@ -30,6 +30,9 @@ def write_bytes_atomically(path: str | Path, data: bytes) -> None:
         os.chmod(temporary, 0o644)  # mkstemp's 0600 is for secrets
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except OSError as error:  # what the system says names no file when there is no room to write
+        Path(temporary).unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise

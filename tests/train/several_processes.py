@@ -1,4 +1,4 @@
-"""Starting the script `train_in_processes.py` with one process or, by torchrun, with several."""
+"""Starting the script `runs_in_processes.py` with one process or, by torchrun, with several."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import train_in_processes
+import runs_in_processes
 
 SECONDS = 300
 
@@ -20,8 +20,8 @@ def run_jobs(folder: Path, processes: int, jobs: list[dict[str, Any]]) -> None:
     file = folder / f"jobs-{processes}-{len(list(folder.glob('jobs-*')))}.json"
     file.write_text(json.dumps(jobs))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), train_in_processes.__file__, str(file)]
-    paths = [str(Path(train_in_processes.__file__).parent), *sys.path]
+    command = [sys.executable, *(launcher if processes > 1 else []), runs_in_processes.__file__, str(file)]
+    paths = [str(Path(runs_in_processes.__file__).parent), *sys.path]
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

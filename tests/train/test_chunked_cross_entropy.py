@@ -247,3 +247,17 @@ def test_memory_is_that_of_one_chunk_and_of_the_gradients() -> None:
     figures = 4 * (hidden.numel() + weight.numel())
     assert step(chunk) <= 1.1 * (4 * chunk * vocabulary + figures)
     assert step(4 * chunk) > 4 * 4 * chunk * vocabulary
+
+
+@pytest.mark.parametrize("chunk_tokens", [4, None])
+def test_hidden_states_may_lie_in_memory_in_any_order(chunk_tokens: int | None) -> None:
+    hidden, weight, _, targets = draw()
+    strided = hidden.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    assert not strided.is_contiguous()
+    found = gradients(
+        chunked_cross_entropy(strided, weight, None, targets, chunk_tokens=chunk_tokens)[0], strided, weight
+    )
+    expected = gradients(
+        chunked_cross_entropy(hidden, weight, None, targets, chunk_tokens=chunk_tokens)[0], hidden, weight
+    )
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

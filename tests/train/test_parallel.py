@@ -21,6 +21,7 @@ from heedful.train import LossConfig, ParallelConfig
 from heedful.train.loss import TrainingLoss
 from heedful.train.parallel import build_mesh, gradient_module, parallelize, resolve_strategy, synchronising
 from heedful.train.processes import Processes, joined_processes, share_of
+from heedful.train.run_folder import require_same_everywhere
 from heedful.train.training_step import require_fitting
 
 STEPS, STOP = 12, 6
@@ -239,6 +240,21 @@ class Several(Processes):
 def test_batches_too_small_for_the_processes_are_refused(fields: dict[str, int], processes: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         require_fitting(tiny_model(), CopyData(), tiny_config(**fields), Several(processes))
+
+
+def test_processes_that_were_given_something_else_are_refused() -> None:
+    class Second(Several):
+        """A process whose first one reads other data."""
+
+        def from_first(self, produce: Any) -> Any:
+            return {**produce(), "data": {"fingerprint": "another"}}
+
+        def together(self, act: Any) -> list[Any]:
+            return [act()]
+
+    description = {"train": {"steps": 3}, "data": {"fingerprint": "this"}}
+    with pytest.raises(ValueError, match=r"given the same: data.fingerprint is 'another' there and 'this' here, the"):
+        require_same_everywhere(Second(2), description)
 
 
 def test_models_that_cannot_be_sharded_are_refused() -> None:

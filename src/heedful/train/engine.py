@@ -25,7 +25,7 @@ from heedful.train.loop import Evaluate, TrainingLoop
 from heedful.train.metrics import MetricsWriter
 from heedful.train.parallel import resolve_strategy
 from heedful.train.progress import Reporter, SilentReporter, choose_reporter
-from heedful.train.run_folder import claim_folder, describe_run, record_start
+from heedful.train.run_folder import claim_folder, describe_run, record_start, require_same_everywhere
 from heedful.train.run_state import locked_folder
 from heedful.train.state import TrainingState, TrainResult
 from heedful.train.trackers import open_trackers
@@ -127,6 +127,7 @@ def _train(
     trackers = processes.on_first(lambda: open_trackers(config.trackers, reporter.message))
     require_fitting(model, data, config, processes)
     description = describe_run(model, data, config)
+    require_same_everywhere(processes, description)
     strategy = resolve_strategy(config.parallel, processes.world_size)
     with ExitStack() as stack:
         processes.on_first(lambda: stack.enter_context(locked_folder(folder)))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from heedful.data.batches import TrainingData
     from heedful.train.config import TrainConfig
+    from heedful.train.processes import Processes
 
 # More would bury the reason; another mechanism differs in dozens of fields.
 SHOWN_DIFFERENCES = 8
@@ -65,22 +66,43 @@ def require_same_run(found: Any, expected: dict[str, Any], where: Path) -> None:
     Raises:
         ValueError: they differ; the fields that do are named with both values.
     """
+    differences = _differences(found, expected, may_differ=MAY_CHANGE_ON_RESUME)
+    if differences:
+        raise ValueError(
+            f"{where} belongs to another run: {differences}. Resume with the same settings or use another folder."
+        )
+
+
+def require_same_everywhere(processes: Processes, description: dict[str, Any]) -> None:
+    """Refuse processes that were not given the same: they would train on different data, or wait for each other.
+
+    Raises:
+        ValueError: what differs from the first process, in the process that does.
+    """
+
+    def compare() -> None:
+        differences = _differences(first, description, may_differ=())
+        if differences:
+            raise ValueError(
+                f"the processes of a run must be given the same: {differences}, the first process being there. Start "
+                "them with the same arguments, and the same files on all machines."
+            )
+
+    first = processes.from_first(lambda: description)
+    processes.together(compare)
+
+
+def _differences(found: Any, expected: Any, *, may_differ: tuple[str, ...]) -> str:
+    """Return which fields differ, with both values, as one text; empty where none does."""
     there, here = _flatten(found), _flatten(expected)
     differences = [
         f"{name} is {there.get(name, 'absent')!r} there and {here.get(name, 'absent')!r} here"
         for name in dict.fromkeys([*there, *here])
-        if not _may_change(name) and there.get(name) != here.get(name)
+        if not any(name == may or name.startswith(f"{may}.") for may in may_differ)
+        and there.get(name) != here.get(name)
     ]
-    if differences:
-        shown, more = differences[:SHOWN_DIFFERENCES], len(differences) - SHOWN_DIFFERENCES
-        raise ValueError(
-            f"{where} belongs to another run: {'; '.join(shown)}{f'; and {more} more' if more > 0 else ''}. "
-            "Resume with the same settings or use another folder."
-        )
-
-
-def _may_change(name: str) -> bool:
-    return any(name == may or name.startswith(f"{may}.") for may in MAY_CHANGE_ON_RESUME)
+    more = len(differences) - SHOWN_DIFFERENCES
+    return "; ".join(differences[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def claim_folder(folder: Path, description: dict[str, Any], *, resume: bool) -> None:
