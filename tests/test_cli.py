@@ -6,8 +6,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from heedful.cli import main
+from heedful.cli.compare import Compare
 
 RECIPE = """
 name = "tiny"
@@ -213,3 +215,24 @@ def test_too_little_memory_is_one_sentence(monkeypatch, capsys, error):
     )
     with pytest.raises(RuntimeError, match="a bug"):
         main(["info"])
+
+
+def test_checkpoints_are_written_for_transformers_too(recipe):
+    transformers = pytest.importorskip("transformers")
+    import heedful.hf  # noqa: F401  # registers the model
+    from heedful.train import best_folder, load_best
+
+    assert run("train", recipe, "--arm", "boosted", "--folder", "run", "--hf") == 0
+    folder = best_folder("run")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "hf")
+    tokens = tokenizer("hello", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(tokens).logits, load_best("run").eval()(tokens)[0])
+
+
+def test_a_comparison_is_not_spread_over_processes(recipe, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="start it without torchrun, or train single arms"):
+        Compare(recipe=recipe).run({})
