@@ -28,7 +28,7 @@ def loss_curves(
     """Draw training and validation loss against steps, with a second axis in tokens."""
     training, validation = curve(lines, "train/loss"), curve(lines, "val/loss")
     with figure(WIDTH, 360) as (drawing, [axes]):
-        axes.plot(*_columns(thinned(training)), color=SERIES[0], linewidth=1.3)
+        axes.plot(*_columns(thinned(training)), _line(training), color=SERIES[0], linewidth=1.3, markersize=4)
         small = len(validation) < 60
         axes.plot(*_columns(thinned(validation)), "o-" if small else "-", color=SERIES[1], markersize=4)
         best = [point for point in validation if point[0] == best_step]
@@ -48,6 +48,11 @@ def loss_curves(
         return to_svg(drawing, "Training and validation loss against steps and tokens")
 
 
+def _line(points: Sequence[Any]) -> str:
+    """Return how matplotlib shall draw a curve: one point alone has no line to be seen by."""
+    return "-" if len(points) > 1 else "o"
+
+
 def rates(lines: Sequence[dict[str, Any]], resumes: Sequence[int]) -> str:
     """Draw learning rate, gradient norm and speed against steps."""
     panels: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
@@ -58,7 +63,7 @@ def rates(lines: Sequence[dict[str, Any]], resumes: Sequence[int]) -> str:
     with figure(WIDTH, 230, len(panels)) as (drawing, all_axes):
         for axes, (name, title, combine) in zip(all_axes, panels, strict=True):
             values = curve(lines, name)
-            axes.plot(*_columns(thinned(values, combine)), color=INK, linewidth=1.3)
+            axes.plot(*_columns(thinned(values, combine)), _line(values), color=INK, linewidth=1.3, markersize=4)
             _mark(axes, resumes)
             axes.set_title(title)
             axes.set_xlabel("steps")
