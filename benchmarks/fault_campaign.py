@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -70,6 +71,8 @@ class Options:
 def main() -> int:
     """Run the campaign and write what happened."""
     options = tyro.cli(Options, prog="python -m benchmarks.fault_campaign")
+    # A shell starts what runs in its background with SIGINT ignored, and the processes here would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     head = describe("fault_campaign", "cpu")
     home = options.folder or Path(tempfile.mkdtemp(prefix="heedful-faults-"))
     home.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def measure(strategy: Strategy, *, recompute: bool, accumulation: int) -> None:
         gpu=False,
     )
     hidden_state = 4 * ROWS * LENGTH * WIDTH
-    sent = memory.gathered + memory.communication if strategy == "fsdp2" else 0
+    sent = memory.gathered + memory.communication
     if dist.get_rank() == 0:
         line = {"case": f"{strategy}, recompute {recompute}, accumulation {accumulation}", "measured": measured}
         print("figures " + json.dumps({**line, "estimated": memory.tensors, "bound": hidden_state + sent}), flush=True)
