@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
