@@ -10,9 +10,8 @@ from pathlib import Path
 
 
 def test_the_estimate_of_a_spread_model_is_what_a_step_needs() -> None:
-    """Within a hidden state and what is gathered and sent. That goes on beside the computation, so it depends on the
-    machine how much of it is there at the worst moment; the estimate counts all of it, and for a moment there may be
-    two of each.
+    """Within a hidden state, and for sharded models what is gathered and sent, which the estimate counts as there in
+    full at the worst moment: it may be less, and for a moment there may be two of each.
     """
     script = Path(__file__).with_name("measure_in_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
