@@ -17,8 +17,8 @@ KEYS = {
     "identity-query": set(),
     "nonlinear-query": {"nonlinear_ratio"},
     "nonlinear-query-linear-control": {"nonlinear_ratio"},
-    "boosted": {"gate_mean", "gate_std", "further_rounds"},
-    "boosted-input-kv": {"gate_mean", "gate_std", "further_rounds"},
+    "boosted": {"gate_mean", "gate_std", "gate_by_dimension", "further_rounds"},
+    "boosted-input-kv": {"gate_mean", "gate_std", "gate_by_dimension", "further_rounds"},
     "twicing": set(),
     "differential": {"lambda"},
     "differential-v2": set(),
@@ -57,6 +57,7 @@ def test_the_numbers_are_those_of_the_forward_pass():
     found = probe(model, tokens)[0]
     assert found["gate_mean"][0] == pytest.approx(float(by_dimension.mean()))
     assert found["gate_std"][0] == pytest.approx(float(by_dimension.std(correction=0)))
+    assert found["gate_by_dimension"][0] == pytest.approx(by_dimension.tolist(), abs=5.1e-5)  # 4 digits
     assert found["nonlinear_ratio"] == pytest.approx(float((2 * q - x).norm() / x.norm()))
 
 

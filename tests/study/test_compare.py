@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from tiny_study import recipe_table, tiny_recipe, without_times
 
-import heedful.study.compare as compare_module
 import heedful.study.runs as runs_module
 from heedful.study import load_recipe, load_result, make_plan, plain_text, run_comparison
 from heedful.study.recipe_file import recipe_from_mapping
@@ -289,15 +288,3 @@ def test_find_the_block_is_compared_by_errors_with_wilson_intervals(finished: Pa
 
 def test_the_recipe_left_in_the_folder_repeats_the_comparison(finished: Path) -> None:
     assert load_recipe(finished / "study/recipe.json") == tiny_recipe(finished)
-
-
-def test_equal_validation_losses_choose_the_lower_learning_rate() -> None:
-    sweep = [
-        {"status": "finished", "best": {"val/loss": 1.0}, "learning_rate": 2e-3},
-        {"status": "finished", "best": {"val/loss": 1.0}, "learning_rate": 1e-3},
-        {"status": "diverged", "best": None, "learning_rate": 1e-2},
-    ]
-    chosen = compare_module.choose(sweep)
-    assert chosen is not None
-    assert chosen["learning_rate"] == 1e-3
-    assert compare_module.choose(sweep[2:]) is None

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +31,12 @@ class Compare:
     folder: Path | None = None
     """Where runs, result.json and report.html go; runs/RECIPE-NAME by default."""
 
+    workers: int = 1
+    """Runs to train at a time, each in a process of its own on the same device: faster for small models on a GPU."""
+
+    minutes: float | None = None
+    """Stop after so many minutes as Ctrl-C would (exit status 130); the same command goes on from there."""
+
     dry_run: bool = False
     """Check everything, build the token shards, list what would run and stop."""
 
@@ -47,7 +58,25 @@ class Compare:
             for line in make_plan(recipe, lambda line: print(line, file=sys.stderr)).lines():
                 print(line)
             return
+        if self.minutes is not None and not self.minutes > 0:
+            raise ValueError(f"minutes must be above 0, got {self.minutes}.")
         folder = self.folder or Path("runs") / recipe.name
-        page = run_comparison(recipe, folder)
+        with _interrupted_after(self.minutes):
+            page = run_comparison(recipe, folder, workers=self.workers)
         render_terminal(load_result(folder))
         print(f"\nReport: {page}\nTo go on or to see this table again: heedful {shlex.join(sys.argv[1:])}")
+
+
+@contextmanager
+def _interrupted_after(minutes: float | None) -> Iterator[None]:
+    """Send this process a SIGINT after some minutes: every way to stop is then the same way."""
+    if minutes is None:
+        yield
+        return
+    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGINT))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -13,6 +13,10 @@ FIND_THE_BLOCK_TRAIN = 1
 FIND_THE_BLOCK_TEST = 2
 MIXTURE = 3
 PROCESS_RANDOMNESS = 3
+NEEDLES_TRAIN = 16
+NEEDLES_TEST = 17
+LONG_BABI_TRAIN = 18
+LONG_BABI_TEST = 19
 
 
 def random_words(seed: int, stream: int, index: int, count: int) -> np.ndarray:

@@ -40,10 +40,11 @@ def probe(
         Keys exist only where the mechanism does: "layer"; of the first round "score_max" and "score_std" (see
         `score_sizes`; with `score_rows` only), "nonlinear_ratio" (norm of the nonlinear term over that of its anchor),
         "kq_pre", "kq_post" (H, c_q, c_k), "head_pre", "head_post" (groups, out, in), "lambda"; "further_rounds", a list
-        of the same for the others; "gate_mean" and "gate_std", lists with a number per further round; "head_gate_mean".
+        of the same for the others; "gate_mean" and "gate_std", lists with a number per further round, and
+        "gate_by_dimension" with a list of heads_width numbers per further round; "head_gate_mean".
     """
     blocks = model.block_list
-    with _observing(model, score_rows) as observed, evaluating(model), _uncompiled():
+    with _observing(model, score_rows) as observed, evaluating(model), uncompiled():
         model.hidden_states(tokens, mask)
     # A block that several layers share was called once for each of them.
     calls = [sum(other is block for other in blocks[:index]) for index, block in enumerate(blocks)]
@@ -96,7 +97,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _uncompiled() -> AbstractContextManager[Any]:
+def uncompiled() -> AbstractContextManager[Any]:
     """Run compiled modules as they were: compiled code knows nothing of hooks that come later."""
     if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it takes seconds
         return nullcontext()
@@ -114,7 +115,7 @@ def _describe(
     if len(rounds) > 1:
         layer["further_rounds"] = rounds[1:]
         gates = [observed[gate][call] for gate in attention.gates]
-        for key in ("gate_mean", "gate_std"):
+        for key in ("gate_mean", "gate_std", "gate_by_dimension"):
             layer[key] = [gate[key] for gate in gates]
     if attention.head_output in observed:
         layer.update(observed[attention.head_output][call])

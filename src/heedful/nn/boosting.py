@@ -72,9 +72,13 @@ class Gate(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define forward")
 
     def observe(self, estimate: Tensor, correction: Tensor) -> dict[str, Any]:
-        """Return the mean gate, and the deviation of the dimensions' mean gates."""
+        """Return the mean gate over tokens of each dimension (to 4 digits), and the mean and deviation of these."""
         by_dimension = self(estimate, correction).flatten(0, -2).mean(0)
-        return {"gate_mean": float(by_dimension.mean()), "gate_std": float(by_dimension.std(correction=0))}
+        return {
+            "gate_mean": float(by_dimension.mean()),
+            "gate_std": float(by_dimension.std(correction=0)),
+            "gate_by_dimension": [round(value, 4) for value in by_dimension.tolist()],
+        }
 
 
 class LinearGate(Gate):

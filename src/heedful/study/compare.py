@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from heedful.files import write_json_atomically, write_text_atomically
-from heedful.study.plan import Plan, PlannedArm, make_plan
+from heedful.study.plan import Plan, make_plan
 from heedful.study.recipe import Recipe
 from heedful.study.recipe_file import recipe_mapping
 from heedful.study.report import render_report
-from heedful.study.results import ArmRecords, build_result
-from heedful.study.runs import Report, Run, score_run, train_run
+from heedful.study.results import build_result
+from heedful.study.runs import Report
+from heedful.study.schedule import Job, Schedule
+from heedful.study.workers import open_crew
 from heedful.train.run_folder import read_json
 
 # Words about the comparison, not what is compared: they may change while it goes on.
 WORDS = ("name", "title", "description", "hardware")
 
 
-def run_comparison(recipe: Recipe, folder: str | Path, report: Report | None = None) -> Path:
+def run_comparison(recipe: Recipe, folder: str | Path, report: Report | None = None, *, workers: int = 1) -> Path:
     """Run, or go on with, the comparison of `recipe` in `folder`, and return the path of its report.html.
 
     Runs that are finished are read back and never computed again. A run that diverges is recorded as such and reported;
@@ -38,11 +40,16 @@ def run_comparison(recipe: Recipe, folder: str | Path, report: Report | None = N
         recipe: what to compare.
         folder: a new folder, or that of the same comparison.
         report: takes progress lines; None writes lines to stderr and draws a bar for each run on a terminal.
+        workers: runs at a time, each in a process of its own with its share of the threads and all on one device. The
+            threads of a run change its rounding, nothing else changes with it but the speed.
 
     Raises:
-        ValueError: the recipe cannot be carried out, or the folder holds another comparison; nothing was trained.
+        ValueError: the recipe cannot be carried out, or the folder holds another comparison (nothing was trained); or a
+            worker process was killed.
         KeyboardInterrupt: a signal came; everything so far is saved, and the same call goes on from there.
     """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}.")
     folder = Path(folder)
     say: Report = report if report is not None else _to_stderr
     require_same_comparison(folder, recipe)  # before the data are prepared, which may take long
@@ -50,11 +57,23 @@ def run_comparison(recipe: Recipe, folder: str | Path, report: Report | None = N
     claim_folder(folder, plan)
     for line in plan.lines():
         say(line)
-    records = []
-    counter = _Counter(plan.num_runs, say)
-    for arm in plan.arms:
-        records.append(_run_arm(arm, plan, folder, report, counter))
-    result = build_result(plan, records)
+    schedule, counter = Schedule(plan), _Counter(plan.num_runs, say, several=workers > 1)
+    with open_crew(plan, folder, workers, report) as crew:
+        in_work = 0
+        while True:
+            job = schedule.next() if crew.has_room() else None
+            if job is not None:
+                counter.begin(job)
+                crew.start(job)
+                in_work += 1
+            elif in_work:
+                job, outcome = crew.wait()
+                counter.end(job, outcome)
+                schedule.done(job, outcome)
+                in_work -= 1
+            else:
+                break
+    result = build_result(plan, schedule.records())
     write_json_atomically(folder / "result.json", result)
     page = folder / "report.html"
     write_text_atomically(page, render_report(result))
@@ -104,53 +123,28 @@ def claim_folder(folder: Path, plan: Plan) -> None:
     write_json_atomically(recipe_file, {"recipe": recipe_mapping(plan.recipe), "data": data})
 
 
-def _run_arm(arm: PlannedArm, plan: Plan, folder: Path, report: Report | None, counter: _Counter) -> ArmRecords:
-    seeds = plan.recipe.seeds
-
-    def trained(learning_rate: float, seed: int) -> dict[str, Any]:
-        run = Run(arm=arm, learning_rate=learning_rate, seed=seed)
-        counter.begin(run)
-        record = train_run(run, plan.workload, folder, report)
-        counter.end(run, record)
-        return record
-
-    sweep = [trained(learning_rate, seeds[0]) for learning_rate in arm.learning_rates]
-    chosen = choose(sweep)
-    if chosen is None:
-        return ArmRecords(arm=arm, sweep=sweep, learning_rate=None, runs=sweep, findings={})
-    rest = [trained(chosen["learning_rate"], seed) for seed in seeds[1:]]
-    findings = {}
-    for record in [chosen, *rest]:
-        if record["status"] == "finished":
-            run = Run(arm=arm, learning_rate=record["learning_rate"], seed=record["seed"])
-            findings[run.seed] = score_run(run, plan.workload, folder, with_pictures=run.seed == seeds[0])
-    return ArmRecords(
-        arm=arm, sweep=sweep, learning_rate=chosen["learning_rate"], runs=[*sweep, *rest], findings=findings
-    )
-
-
-def choose(sweep: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the finished record with the lowest validation loss (of equals the lower learning rate), if any."""
-    finished = [record for record in sweep if record["status"] == "finished"]
-    return min(finished, key=lambda record: (record["best"]["val/loss"], record["learning_rate"]), default=None)
-
-
 class _Counter:
-    """Numbers the runs for the progress lines."""
+    """Numbers the runs for the progress lines; of several at a time each line names its run."""
 
-    def __init__(self, total: int, say: Report) -> None:
-        self.total, self.say, self.number = total, say, 0
+    def __init__(self, total: int, say: Report, *, several: bool) -> None:
+        self.total, self.say, self.several, self.number = total, say, several, 0
 
-    def begin(self, run: Run) -> None:
-        self.number += 1
-        self.say(f"[{self.number}/{self.total}] {run.title}")
+    def begin(self, job: Job) -> None:
+        if job.task == "train":
+            self.number += 1
+            self.say(f"[{self.number}/{self.total}] {job.run.title}")
 
-    def end(self, run: Run, record: dict[str, Any]) -> None:
+    def end(self, job: Job, record: dict[str, Any]) -> None:
+        if job.task != "train":
+            return
+        which = f"{job.run.title}: " if self.several else ""
         if record["status"] == "finished":
             loss = record["best"]["val/loss"]
-            self.say(f"  best validation loss {loss:.4f} after step {record['best_step']}, {record['seconds']:.0f} s")
+            self.say(
+                f"  {which}best validation loss {loss:.4f} after step {record['best_step']}, {record['seconds']:.0f} s"
+            )
         else:
-            self.say(f"  {record['message']}")
+            self.say(f"  {which}{record['message']}")
 
 
 def _to_stderr(line: str) -> None:

@@ -221,7 +221,7 @@ def _estimate_arm(
         name=arm.name,
         config=config,
         train=train,
-        runs=len(recipe.seeds) + len(recipe.rates(arm)) - 1,
+        runs=recipe.runs_of(arm),
         parameters=parameters.total,
         parameters_without_embeddings=parameters.without_embeddings,
         tokens_per_step=tokens_per_step,

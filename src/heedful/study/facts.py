@@ -46,7 +46,7 @@ def setting(result: dict[str, Any]) -> list[tuple[str, str]]:
         ("schedule", f"{schedule['warmup_steps']:,} warm-up steps, then {schedule['kind']}{fall}"),
         (
             "seeds",
-            f"{listed([str(seed) for seed in recipe['seeds']])}: each draws initial weights, batches and dropout",
+            f"{_seed_numbers(recipe)}: each draws initial weights, batches and dropout",
         ),
         ("selection", "checkpoint with the lowest validation loss; the test split is read once, with that checkpoint"),
     ]
@@ -126,9 +126,10 @@ def limits(result: dict[str, Any]) -> list[str]:
             lines.append("The result is about this text; it says nothing about another corpus.")
     else:
         lines.append("A made-up task isolates one ability; it says nothing about language.")
-    seeds = number_of(len(recipe["seeds"]), "seed")
+    seeds = seeds_in_words(recipe)
     lines.append(
-        f"{seeds.capitalize()}: they vary initial weights, order of batches and dropout, not the text or its splits. "
+        f"{seeds[0].upper()}{seeds[1:]}: they vary initial weights, order of batches and dropout, not the text or its "
+        "splits. "
         "With few seeds an interval is wide and a normal distribution of differences is an assumption."
     )
     if all(len(arm["sweep"]) < 2 for arm in result["arms"]):
@@ -137,18 +138,47 @@ def limits(result: dict[str, Any]) -> list[str]:
             "disadvantage."
         )
     else:
-        lines.append("Learning rates were chosen with the first seed, on the validation split.")
+        lines.append(f"Learning rates were chosen {sweep_rule(recipe)}, on the validation split.")
     if recipe["budget"] == "steps" and len({arm["multiply_adds_per_token"] for arm in result["arms"]}) > 1:
         lines.append(
             "Equal steps are not equal cost: arms differ in parameters and in multiply-adds per token, as the table "
             "says. Controls show what an equally large or equally expensive standard model does."
         )
-    lines.append(
-        "Tokens per second and memory are those of this implementation on this machine, the arms having run one after "
-        "the other; they say little about an optimised kernel."
-    )
+    if result.get("runs_at_once", 1) > 1:
+        lines.append(
+            f"{number_of(result['runs_at_once'], 'run').capitalize()} at a time shared the machine, so there are no "
+            "speeds to compare."
+        )
+    else:
+        lines.append(
+            "Tokens per second and memory are those of this implementation on this machine, the arms having run one "
+            "after the other; they say little about an optimised kernel."
+        )
     if len(result["machines"]) > 1:
         lines.append(
             f"The runs were spread over several machines ({listed(result['machines'])}): speeds do not compare."
         )
     return lines
+
+
+def seeds_in_words(recipe: dict[str, Any]) -> str:
+    """Say how many seeds the arms have."""
+    seeds = len(recipe["seeds"])
+    more: dict[int, list[str]] = {}
+    for arm in recipe["arms"]:
+        if arm.get("further_seeds"):
+            more.setdefault(seeds + len(arm["further_seeds"]), []).append(arm["name"])
+    rest = "; ".join(f"{number_of(total, 'seed')} of {listed(names)}" for total, names in more.items())
+    return number_of(seeds, "seed") + (f" ({rest})" if rest else "")
+
+
+def _seed_numbers(recipe: dict[str, Any]) -> str:
+    further = list(dict.fromkeys(seed for arm in recipe["arms"] for seed in arm.get("further_seeds", ())))
+    rest = f", and {listed([str(seed) for seed in further])} for some arms" if further else ""
+    return listed([str(seed) for seed in recipe["seeds"]]) + rest
+
+
+def sweep_rule(recipe: dict[str, Any]) -> str:
+    """Say which seeds tried the learning rates."""
+    tries = recipe.get("sweep_seeds", 1)
+    return "with the first seed" if tries == 1 else f"by the mean over the first {number_of(tries, 'seed')}"

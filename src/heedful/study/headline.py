@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from heedful.study.statistics import MINIMUM_PAIRS
 from heedful.study.wording import (
-    METRICS,
     listed,
     metric_difference,
+    metric_facts,
     metric_value,
     number_of,
     p_value,
@@ -48,7 +48,7 @@ def headline(result: dict[str, Any]) -> list[str]:
     sentences = []
     if best is baseline:
         mean = metric_value(metric, best["metrics"][metric]["mean"])
-        sentences.append(f"No arm beats {best['name']}: it has the lowest {METRICS[metric]['name']}, {mean}.")
+        sentences.append(f"No arm beats {best['name']}: it has the lowest {metric_facts(metric)['name']}, {mean}.")
     else:
         sentences += _best(best, baseline, against_baseline[best["name"]], metric, result["tests"])
         sentences.append(_cost(best, baseline))
@@ -61,7 +61,7 @@ def headline(result: dict[str, Any]) -> list[str]:
 
 
 def _best(best: dict, baseline: dict, comparison: dict, metric: str, tests: int) -> list[str]:
-    name, value = METRICS[metric]["name"], metric_value(metric, best["metrics"][metric]["mean"])
+    name, value = metric_facts(metric)["name"], metric_value(metric, best["metrics"][metric]["mean"])
     if comparison["mean"] is None or comparison["mean"] >= 0:
         return [
             f"{best['name']} has the lowest mean {name}, {value}, but not on the seeds that it and {baseline['name']} "
@@ -91,8 +91,8 @@ def size(comparison: dict[str, Any]) -> str:
     """Write how large a difference is: in percent of the reference, or in points for an error rate."""
     metric = comparison["metric"]
     direction = "lower" if comparison["mean"] < 0 else "higher"
-    if METRICS[metric]["unit"]:
-        return f"{abs(comparison['mean']):.{METRICS[metric]['digits']}f} points {direction}"
+    if metric_facts(metric)["unit"]:
+        return f"{abs(comparison['mean']):.{metric_facts(metric)['digits']}f} points {direction}"
     return f"{abs(comparison['percent']):.1f} % {direction}"
 
 

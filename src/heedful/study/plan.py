@@ -28,6 +28,7 @@ class PlannedArm:
     arm: Arm
     config: DecoderConfig
     train: TrainConfig
+    seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
     parameters: int
     parameters_without_embeddings: int
@@ -61,8 +62,8 @@ class Plan:
 
     @property
     def num_runs(self) -> int:
-        """Training runs in all: one per seed, and one for each further learning rate."""
-        return sum(len(self.recipe.seeds) + len(arm.learning_rates) - 1 for arm in self.arms)
+        """Training runs in all."""
+        return sum(self.recipe.runs_of(arm) for arm in self.recipe.arms)
 
     def lines(self) -> Iterator[str]:
         """List what will run, for people."""
@@ -114,6 +115,7 @@ def make_plan(recipe: Recipe, report: Callable[[str], None] = lambda line: None)
             arm=arm,
             config=config,
             train=train,
+            seeds=recipe.seeds_of(arm),
             learning_rates=recipe.rates(arm),
             parameters=parameters.total,
             parameters_without_embeddings=parameters.without_embeddings,

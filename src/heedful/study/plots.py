@@ -11,7 +11,7 @@ from typing import Any
 
 from heedful.study.statistics import summarise
 from heedful.study.svg import FAINT, INK, NUM_SERIES, SERIES, SURFACE, figure, to_svg
-from heedful.study.wording import METRICS, tick
+from heedful.study.wording import metric_facts, tick
 
 WIDTH = 860
 
@@ -54,9 +54,11 @@ def differences(result: dict[str, Any], metric: str) -> str:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-        unit = "percentage points" if METRICS[metric]["unit"] else METRICS[metric]["name"].removeprefix("test ")
+        unit = (
+            "percentage points" if metric_facts(metric)["unit"] else metric_facts(metric)["name"].removeprefix("test ")
+        )
         axes.set_xlabel(f"difference to {result['baseline']} in {unit} (left of the line is better)")
-        return to_svg(drawing, f"Differences in {METRICS[metric]['name']} to {result['baseline']}")
+        return to_svg(drawing, f"Differences in {metric_facts(metric)['name']} to {result['baseline']}")
 
 
 def quality_against_cost(result: dict[str, Any], metric: str) -> str:
@@ -77,8 +79,8 @@ def quality_against_cost(result: dict[str, Any], metric: str) -> str:
             axes.locator_params(axis="x", nbins=5)
             axes.margins(x=0.12)
             axes.set_xlabel(label)
-        all_axes[0].set_ylabel(f"{METRICS[metric]['name']}{METRICS[metric]['unit'] and ' (%)'}")
-        return to_svg(drawing, f"{METRICS[metric]['name']} against parameters and multiply-adds per token")
+        all_axes[0].set_ylabel(f"{metric_facts(metric)['name']}{metric_facts(metric)['unit'] and ' (%)'}")
+        return to_svg(drawing, f"{metric_facts(metric)['name']} against parameters and multiply-adds per token")
 
 
 def validation_curves(result: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from heedful.data.config import DataConfig
 from heedful.schema import did_you_mean
+from heedful.study.long_context_tasks import LongBabiTask, NeedlesTask
 from heedful.tasks.find_the_block import FindTheBlockConfig
 from heedful.train.config import TrainConfig
 from heedful.train.hardware import gpu_named
@@ -26,7 +27,8 @@ class LanguageModellingTask:
     """Next-token prediction on `[data]`; the test metric is perplexity on the whole test split.
 
     `prompt_tokens`, `sample_tokens` and `temperature` (0 is greedy) say how the sample of text in the report is made.
-    `mask_documents` keeps attention inside documents, in training and in evaluation.
+    `mask_documents` keeps attention inside documents, in training and in evaluation. `further_tests` names further
+    texts, files or folders, that the tested runs are scored on as a whole, beside the test split; they decide nothing.
     """
 
     kind: Literal["language-modelling"] = "language-modelling"
@@ -34,8 +36,12 @@ class LanguageModellingTask:
     sample_tokens: int = 80
     temperature: float = 0.7
     mask_documents: bool = False
+    further_tests: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in self.further_tests:
+            if not ARM_NAME.fullmatch(name):
+                raise ValueError(f"further test {name!r} must be named by letters, digits and + - _ only.")
         if self.prompt_tokens < 1 or self.sample_tokens < 1:
             raise ValueError("prompt_tokens and sample_tokens must be at least 1.")
         if self.temperature < 0:
@@ -61,6 +67,9 @@ class FindTheBlockTask(FindTheBlockConfig):
         return FindTheBlockConfig(**{item.name: getattr(self, item.name) for item in fields(FindTheBlockConfig)})
 
 
+Task = LanguageModellingTask | FindTheBlockTask | NeedlesTask | LongBabiTask
+
+
 @dataclass(frozen=True, kw_only=True)
 class Match:
     """Resize this arm until its `by` equals that of `arm`, by changing `vary`: a control for that arm's extra cost."""
@@ -79,6 +88,8 @@ class Arm:
         attention: a preset such as `boosted+multi-token`, or a table of AttentionConfig fields; with `preset` in it,
             the fields change that preset.
         learning_rates: one, or several to choose from on the validation split; empty takes the recipe's.
+        further_seeds: seeds beyond the recipe's, for an arm whose result matters most. Differences are paired over the
+            seeds that both arms have.
         match: makes the arm a control for another one.
         model: further `decoder_config` keywords of this arm alone.
     """
@@ -86,6 +97,7 @@ class Arm:
     name: str
     attention: str | dict[str, Any] = "standard"
     learning_rates: tuple[float, ...] = ()
+    further_seeds: tuple[int, ...] = ()
     match: Match | None = None
     model: dict[str, Any] = field(default_factory=dict)
 
@@ -119,6 +131,9 @@ class Recipe:
     Budgets: `steps` trains every model as given for the same number of steps; `parameters` resizes each arm's
     feed-forward width until its parameter count equals the baseline's; `compute` scales each arm's number of steps
     until its total training multiply-adds equal the baseline's.
+
+    Where an arm has several learning rates, each is trained with the first `sweep_seeds` seeds, and the one with the
+    lowest mean validation loss is used for all of them.
     """
 
     name: str
@@ -130,7 +145,8 @@ class Recipe:
     description: str = ""
     budget: Budget = "steps"
     learning_rates: tuple[float, ...] = ()
-    task: LanguageModellingTask | FindTheBlockTask = field(default_factory=LanguageModellingTask)
+    sweep_seeds: int = 1
+    task: Task = field(default_factory=LanguageModellingTask)
     data: DataConfig = field(default_factory=DataConfig)
     model: dict[str, Any] = field(default_factory=dict)
     hardware: Hardware | None = None
@@ -139,8 +155,11 @@ class Recipe:
         if not self.seeds:
             raise ValueError("seeds is empty: name at least one, three or more for a test.")
         _refuse_repeats("seed", self.seeds)
-        if any(seed < 0 for seed in self.seeds):
-            raise ValueError(f"seeds must not be negative, got {list(self.seeds)}.")
+        if not 1 <= self.sweep_seeds <= len(self.seeds):
+            raise ValueError(
+                f"sweep_seeds says how many of the {len(self.seeds)} seeds try every learning rate, got "
+                f"{self.sweep_seeds}."
+            )
         if not self.arms:
             raise ValueError("there is no [[arms]] table: name at least one arm.")
         names = [arm.name for arm in self.arms]
@@ -161,6 +180,14 @@ class Recipe:
         """Return the learning rates of `arm`, in ascending order."""
         return tuple(sorted(arm.learning_rates or self.learning_rates))
 
+    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
+        """Return the seeds of `arm`: the recipe's and its own."""
+        return (*self.seeds, *arm.further_seeds)
+
+    def runs_of(self, arm: Arm) -> int:
+        """Return how often `arm` is trained: once per seed, and in the sweep once more per further learning rate."""
+        return len(self.seeds_of(arm)) + self.sweep_seeds * (len(self.rates(arm)) - 1)
+
     def arm(self, name: str) -> Arm:
         """Return the arm called `name`."""
         return next(arm for arm in self.arms if arm.name == name)
@@ -172,6 +199,10 @@ class Recipe:
         if any(not rate > 0 for rate in rates):
             raise ValueError(f"arm {arm.name!r}: learning rates must be above 0, got {list(rates)}.")
         _refuse_repeats(f"learning rate of arm {arm.name!r}", rates)
+        seeds = self.seeds_of(arm)
+        _refuse_repeats(f"arm {arm.name!r}: seed", seeds)
+        if any(seed < 0 for seed in seeds):
+            raise ValueError(f"arm {arm.name!r}: seeds must not be negative, got {list(seeds)}.")
         for key, source in (("vocab_size", "the tokenizer or the task"), ("attention", "the arms' `attention`")):
             if key in self.model or key in arm.model:
                 raise ValueError(f"a `model` table must not set {key!r}: it comes from {source}.")

@@ -12,12 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from heedful.study import plots
-from heedful.study.facts import limits, provenance, sample_note, setting
+from heedful.study.attention_plots import attention_pictures, example_picture
+from heedful.study.facts import limits, provenance, sample_note, seeds_in_words, setting, sweep_rule
+from heedful.study.gate_plots import gate_pictures
 from heedful.study.headline import headline
+from heedful.study.heat_maps import heat_map_figures
+from heedful.study.look_plots import look_pictures
 from heedful.study.mechanism_plots import mechanism_pictures
 from heedful.study.svg import VARIABLES
 from heedful.study.table import columns, rows
-from heedful.study.wording import METRICS, NONE, count, metric_difference, metric_value, number_of, p_value, rate
+from heedful.study.tolerance import tolerances
+from heedful.study.tolerance_plot import tolerance_caption, tolerance_figure
+from heedful.study.wording import (
+    NONE,
+    count,
+    metric_difference,
+    metric_facts,
+    metric_value,
+    number_of,
+    p_value,
+    rate,
+)
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -48,7 +63,7 @@ def render_report(result: dict[str, Any]) -> str:
         setting=setting(result),
         arm_details=[_arm_details(arm) for arm in result["arms"]],
         run_columns=["arm", "seed", "learning rate", "steps", "best step", "best validation loss"]
-        + [METRICS[key]["name"] for key in result["metrics"]]
+        + [metric_facts(key)["name"] for key in result["metrics"]]
         + ["tokens / s", "minutes", "remarks"],
         run_rows=[_run_row(run, result) for run in result["runs"]],
         controls=[_control_row(item) for item in controls],
@@ -61,7 +76,7 @@ def render_report(result: dict[str, Any]) -> str:
 
 def _figures(result: dict[str, Any]) -> list[dict[str, Any]]:
     metric = result["metrics"][0]
-    name, baseline = METRICS[metric]["name"], result["baseline"]
+    name, baseline = metric_facts(metric)["name"], result["baseline"]
     everyone = [arm["name"] for arm in result["arms"]]
     figures = []
     if any(item["mean"] is not None and item["kind"] == "baseline" for item in result["comparisons"]):
@@ -98,35 +113,53 @@ def _figures(result: dict[str, Any]) -> list[dict[str, Any]]:
         }
     )
     swept = [arm["name"] for arm in result["arms"] if len(arm["sweep"]) > 1]
-    if swept:
-        edges = [arm["learning_rate_note"] for arm in result["arms"] if arm["learning_rate_note"]]
+    curves = list(tolerances(result))
+    edges = [arm["learning_rate_note"] for arm in result["arms"] if arm["learning_rate_note"]]
+    if len(curves) < len(swept):
         figures.append(
             {
                 "title": "Learning rates",
                 "svg": plots.learning_rate_sweep(result),
-                "caption": "Each learning rate was tried with the first seed; the one with the lowest validation loss "
-                f"(ringed) was then used for every seed. {' '.join(edges)}",
+                "caption": f"Learning rates were chosen {sweep_rule(result['recipe'])}; the one with the lowest "
+                f"validation loss (ringed) was then used for every seed. {' '.join(edges)}",
                 "legend": swept,
             }
         )
-    return figures
+    tolerance = tolerance_figure(result)
+    if tolerance is not None:
+        figures.append(
+            {
+                "title": "Validation loss against learning rate",
+                "svg": tolerance,
+                "caption": f"{tolerance_caption(result)} {' '.join(edges)}".strip(),
+                "legend": curves,
+            }
+        )
+    return figures + heat_map_figures(result)
 
 
 def _mechanisms(result: dict[str, Any]) -> list[dict[str, Any]]:
     mechanisms = []
     for arm in result["arms"]:
-        pictures = mechanism_pictures(arm["name"], arm["diagnostics"]) if arm["diagnostics"] else []
-        for picture in pictures:
+        name, layers, attention = arm["name"], arm["diagnostics"], arm.get("attention_maps")
+        pictures = [
+            *(mechanism_pictures(name, layers) if layers else []),
+            *gate_pictures(name, layers),
+            *look_pictures(name, attention),
+            *example_picture(name, attention),
+        ]
+        maps = attention_pictures(name, attention)
+        for picture in pictures + maps:
             box = re.search(r'viewBox="0 0 ([\d.]+)', picture["svg"])
             picture["width"] = box.group(1) if box else "420"
-        if pictures:
-            mechanisms.append({"arm": arm["name"], "pictures": pictures})
+        if pictures or maps:
+            mechanisms.append({"arm": name, "pictures": pictures, "maps": maps})
     return mechanisms
 
 
 def _table_notes(result: dict[str, Any]) -> list[str]:
-    seeds = number_of(len(result["recipe"]["seeds"]), "seed")
-    metric = METRICS[result["metrics"][0]]
+    seeds = seeds_in_words(result["recipe"])
+    metric = metric_facts(result["metrics"][0])
     notes = [
         f"Means over {seeds} ± the sample standard deviation (n - 1). Differences are paired by seed: every arm sees "
         "the same batches in the same order under the same seed. In the difference column green is better and red is "
@@ -197,7 +230,7 @@ def _control_row(item: dict[str, Any]) -> dict[str, Any]:
         "arm": item["arm"],
         "cells": [
             item["reference"],
-            METRICS[metric]["name"],
+            metric_facts(metric)["name"],
             metric_difference(metric, item["mean"]),
             NONE if item["low"] is None else f"{low} to {high}",
             item["note"] or p_value(item["p_value"]),

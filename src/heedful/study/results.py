@@ -29,8 +29,8 @@ FORMAT = 1
 class ArmRecords:
     """What came out of one arm.
 
-    `runs` holds the records of all its runs, those of the `sweep` (the first seed) included; `findings` the tests by
-    seed, of the chosen `learning_rate` only. `learning_rate` is None when every run of the sweep diverged.
+    `runs` holds the records of all its runs, those of the `sweep` included; `findings` the tests by seed, of the chosen
+    `learning_rate` only. `learning_rate` is None when at every rate of the sweep a run diverged.
     """
 
     arm: PlannedArm
@@ -70,6 +70,7 @@ def build_result(plan: Plan, records: list[ArmRecords]) -> dict[str, Any]:
         "probe_tokens": workload.probe_tokens().numel(),
         "baseline": recipe.baseline,
         "tests": sum(item["p_value"] is not None and item["metric"] == workload.metrics[0] for item in comparisons),
+        "runs_at_once": max(run["runs_at_once"] for arm in records for run in arm.runs),
         "arms": [_arm(arm, plan) for arm in records],
         "comparisons": comparisons,
         "runs": [run for arm in records for run in _runs(arm)],
@@ -102,15 +103,8 @@ def _arm(records: ArmRecords, plan: Plan) -> dict[str, Any]:
         "training_multiply_adds": 3 * arm.multiply_adds_per_token * plan.tokens_per_step * arm.train.steps,
         "learning_rate": records.learning_rate,
         "learning_rate_note": _edge_note(records),
-        "sweep": [
-            {
-                "learning_rate": run["learning_rate"],
-                "status": run["status"],
-                "validation_loss": run["best"]["val/loss"] if run["best"] else None,
-            }
-            for run in records.sweep
-        ],
-        "tokens_per_second": fmean(run["tokens_per_second"] for run in finished) if finished else None,
+        "sweep": [_rate(learning_rate, records) for learning_rate in records.arm.learning_rates],
+        "tokens_per_second": _speed(finished),
         "peak_memory_bytes": max((run["peak_memory_bytes"] for run in finished), default=None),
         "metrics": {
             metric: asdict(summarise(list(records.tests(metric).values()))) for metric in plan.workload.metrics
@@ -118,6 +112,25 @@ def _arm(records: ArmRecords, plan: Plan) -> dict[str, Any]:
         "error_interval": _pooled_error(records),
         "sample": first["sample"],
         "diagnostics": first["diagnostics"],
+        "attention_maps": first.get("attention_maps"),
+    }
+
+
+def _speed(finished: list[dict[str, Any]]) -> float | None:
+    """Return the mean of some runs, None where several shared the machine: that is no speed of one of them."""
+    if not finished or any(run["runs_at_once"] > 1 for run in finished):
+        return None
+    return fmean(run["tokens_per_second"] for run in finished)
+
+
+def _rate(learning_rate: float, records: ArmRecords) -> dict[str, Any]:
+    """Sum up the runs of the sweep with one learning rate; a rate at which one diverged has no loss."""
+    runs = [run for run in records.sweep if run["learning_rate"] == learning_rate]
+    finished = all(run["status"] == "finished" for run in runs)
+    return {
+        "learning_rate": learning_rate,
+        "status": "finished" if finished else "diverged",
+        "validation_loss": fmean(run["best"]["val/loss"] for run in runs) if finished else None,
     }
 
 

@@ -18,6 +18,7 @@ from heedful.files import write_json_atomically
 from heedful.models import DecoderLM
 from heedful.models.probes import probe
 from heedful.study.plan import PlannedArm
+from heedful.study.round_maps import attention_findings
 from heedful.study.workloads import Workload
 from heedful.train import DivergenceError, LineReporter, load_best, read_metrics, train
 from heedful.train.device import resolve_device
@@ -29,11 +30,15 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """An arm, a learning rate and a seed; the seed draws the initial weights, the batches and the dropout."""
+    """An arm, a learning rate and a seed; the seed draws the initial weights, the batches and the dropout.
+
+    `at_once` is how many runs share the machine: it changes speeds, and nothing else.
+    """
 
     arm: PlannedArm
     learning_rate: float
     seed: int
+    at_once: int = 1
 
     @property
     def title(self) -> str:
@@ -92,6 +97,7 @@ def train_run(run: Run, workload: Workload, comparison: Path, report: Report | N
             "peak_memory_bytes": result.peak_memory_bytes,
         }
     record["machine"] = machine(config.device)
+    record |= {"runs_at_once": run.at_once, "threads": torch.get_num_threads()}
     record["curve"] = [line for line in read_metrics(folder) if workload.curve["key"] in line]
     write_json_atomically(record_file, record)
     return record
@@ -113,6 +119,7 @@ def score_run(run: Run, workload: Workload, comparison: Path, *, with_pictures: 
         device = next(model.parameters()).device
         findings["sample"] = workload.sample(model, run.seed)
         findings["diagnostics"] = probe(model, workload.probe_tokens().to(device))
+        findings["attention_maps"] = attention_findings(model, workload.probe_tokens(), workload.tokenizer)
     write_json_atomically(test_file, findings)
     _drop_training_state(folder)
     return findings

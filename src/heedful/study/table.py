@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from heedful.study.headline import headline, verdict
 from heedful.study.wording import (
-    METRICS,
     NONE,
     count,
     memory,
     metric_difference,
+    metric_facts,
     metric_value,
     p_value,
     ratio,
@@ -44,7 +44,7 @@ class Row:
 
 def columns(result: dict[str, Any]) -> list[str]:
     """Return the column headers, without that of the arms."""
-    metrics = [METRICS[key]["name"] for key in result["metrics"]]
+    metrics = [metric_facts(key)["name"] for key in result["metrics"]]
     return [
         *metrics,
         f"difference to {result['baseline']}",
@@ -52,9 +52,14 @@ def columns(result: dict[str, Any]) -> list[str]:
         "parameters",
         "multiply-adds / token",
         "KV cache / token",
-        "tokens / s",
+        *(["tokens / s"] if _has_speeds(result) else []),
         "peak memory",
     ]
+
+
+def _has_speeds(result: dict[str, Any]) -> bool:
+    """Return whether the runs had the machine to themselves, so that their speeds say something."""
+    return any(arm["tokens_per_second"] is not None for arm in result["arms"])
 
 
 def rows(result: dict[str, Any]) -> list[Row]:
@@ -79,7 +84,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
                 _cost_cell("parameters", arm, baseline, count),
                 _cost_cell("multiply_adds_per_token", arm, baseline, count),
                 _cost_cell("cache_bytes_per_token", arm, baseline, memory),
-                _cost_cell("tokens_per_second", arm, baseline, count),
+                *([_cost_cell("tokens_per_second", arm, baseline, count)] if _has_speeds(result) else []),
                 _cost_cell("peak_memory_bytes", arm, baseline, memory),
             ),
         )
@@ -99,7 +104,7 @@ def _metric_cell(key: str, arm: dict[str, Any]) -> Cell:
     summary = arm["metrics"][key]
     if summary["mean"] is None:
         return Cell(text="diverged")
-    metric = METRICS[key]
+    metric = metric_facts(key)
     remarks = []
     if summary["std"] is not None:
         remarks.append(f"± {summary['std']:.{metric['digits']}f}")
@@ -112,7 +117,7 @@ def _metric_cell(key: str, arm: dict[str, Any]) -> Cell:
 def _difference_cells(comparison: dict[str, Any] | None, metric: str) -> tuple[Cell, Cell]:
     if comparison is None or comparison["mean"] is None:
         return Cell(text=NONE), Cell(text=NONE)
-    percent = "" if METRICS[metric]["unit"] else f" ({signed(comparison['percent'], 1)} %)"
+    percent = "" if metric_facts(metric)["unit"] else f" ({signed(comparison['percent'], 1)} %)"
     text = metric_difference(metric, comparison["mean"]) + percent
     if comparison["p_value"] is None:
         return Cell(text=text, remark=""), Cell(text=NONE, remark=comparison["note"])

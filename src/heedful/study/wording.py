@@ -12,12 +12,22 @@ METRICS: dict[str, dict[str, Any]] = {
     "error": {"name": "test error", "unit": " %", "digits": 1},
 }
 
+# A metric of a further text has the name of the text behind this.
+ON_TEXT = "@"
+
+
+def metric_facts(key: str) -> dict[str, Any]:
+    """Return name, unit and digits of a metric, `perplexity@NAME` being the perplexity on the further text NAME."""
+    metric, _, text = key.partition(ON_TEXT)
+    facts = METRICS[metric]
+    return {**facts, "name": f"{facts['name'].removeprefix('test ')} on {text}"} if text else facts
+
 
 def metric_value(key: str, value: float | None) -> str:
     """Write a metric: perplexity and bits per byte as they are, an error rate, in percent, with its unit."""
     if value is None:
         return NONE
-    metric = METRICS[key]
+    metric = metric_facts(key)
     return f"{value:.{metric['digits']}f}{metric['unit']}"
 
 
@@ -25,7 +35,7 @@ def metric_difference(key: str, value: float | None) -> str:
     """Write a difference of a metric with its sign; differences of error rates are percentage points."""
     if value is None:
         return NONE
-    metric = METRICS[key]
+    metric = metric_facts(key)
     unit = " points" if metric["unit"] else ""
     return f"{signed(value, metric['digits'])}{unit}"
 

@@ -15,7 +15,14 @@ import numpy as np
 import torch
 
 from heedful.data import LanguageModelBatches, MixedBatches, TokenDataset, Tokenizer, TrainingData, prepare
+from heedful.data.corpora import open_corpus
+from heedful.data.memory import split_in_memory
+from heedful.data.shards import TokenSplit
+from heedful.study.babi_workload import LongBabiWorkload
+from heedful.study.long_context_tasks import LongBabiTask, NeedlesTask
+from heedful.study.needle_workload import NeedleWorkload
 from heedful.study.recipe import FindTheBlockTask, LanguageModellingTask, Recipe
+from heedful.study.wording import ON_TEXT
 from heedful.tasks.find_the_block import (
     VOCAB_SIZE,
     FindTheBlockData,
@@ -29,6 +36,7 @@ from heedful.train.evaluation import evaluate_perplexity
 if TYPE_CHECKING:
     from heedful.models import DecoderLM
 
+TEXT_METRICS = ("perplexity", "bits_per_byte")
 PROBE_SEQUENCES = 4
 # Short contexts are evaluated this many tokens at a time: it changes speed and memory, not the result.
 EVALUATION_TOKENS = 4096
@@ -81,20 +89,31 @@ def open_workload(recipe: Recipe, report: Callable[[str], None]) -> Workload:
     """Prepare the data of `recipe`, building token shards where they are not cached yet."""
     if isinstance(recipe.task, FindTheBlockTask):
         return FindTheBlockWorkload(recipe, recipe.task)
-    return LanguageModellingWorkload(recipe, recipe.task, prepare(recipe.data, report))
+    dataset = prepare(recipe.data, report)
+    if isinstance(recipe.task, NeedlesTask):
+        return NeedleWorkload(recipe, recipe.task, dataset)
+    if isinstance(recipe.task, LongBabiTask):
+        return LongBabiWorkload(recipe, recipe.task, dataset)
+    return LanguageModellingWorkload(recipe, recipe.task, dataset)
 
 
 class LanguageModellingWorkload:
     """Next-token prediction on a corpus; tested by perplexity and bits per byte over the whole test split."""
-
-    metrics: tuple[str, ...] = ("perplexity", "bits_per_byte")
 
     def __init__(self, recipe: Recipe, task: LanguageModellingTask, dataset: TokenDataset) -> None:
         self.recipe, self.task, self.dataset = recipe, task, dataset
         self.vocab_size = dataset.vocab_size
         self.tokenizer: Tokenizer | None = dataset.tokenizer
         self.curve = {"key": "val/loss", "label": "validation loss (nats per token)"}
+        self.further_tests = {name: self._read(name, Path(text)) for name, text in task.further_tests.items()}
+        further = (f"{metric}{ON_TEXT}{name}" for name in task.further_tests for metric in TEXT_METRICS)
+        self.metrics: tuple[str, ...] = (*TEXT_METRICS, *further)
         self._require_text()
+
+    def _read(self, name: str, path: Path) -> TokenSplit:
+        if not path.exists():
+            raise ValueError(f"task.further_tests.{name}: there is no file or folder {str(path)!r}.")
+        return split_in_memory(open_corpus(str(path)), self.dataset.tokenizer, separator=self.recipe.data.separator)
 
     def _require_text(self) -> None:
         train, task = self.recipe.train, self.task
@@ -146,7 +165,7 @@ class LanguageModellingWorkload:
 
     def test(self, model: DecoderLM, seed: int) -> dict[str, Any]:
         result = self._perplexity(model, self.dataset.test)
-        return {
+        found: dict[str, Any] = {
             "perplexity": result.perplexity,
             "bits_per_byte": result.bits_per_byte,
             "loss": result.loss,
@@ -154,10 +173,14 @@ class LanguageModellingWorkload:
             "bytes": result.bytes,
             "context_rule": result.context_rule,
         }
+        for name, split in self.further_tests.items():
+            other = self._perplexity(model, split)
+            found |= {f"{metric}{ON_TEXT}{name}": getattr(other, metric) for metric in TEXT_METRICS}
+        return found
 
     def probe_tokens(self) -> torch.Tensor:
         length = self.recipe.train.context_length
-        tokens = self.dataset.test.tokens[: length * PROBE_SEQUENCES]
+        tokens = self.dataset.test.tokens[: length * max(PROBE_SEQUENCES, EVALUATION_TOKENS // length)]
         return torch.from_numpy(tokens[: len(tokens) // length * length].astype(np.int64)).view(-1, length)
 
     def sample(self, model: DecoderLM, seed: int) -> dict[str, str] | None:
@@ -191,6 +214,15 @@ class LanguageModellingWorkload:
         shares = [f"{100 * source.weight / total:.4g} % from {source.name}" for source in sources]
         return [["mixture", ", ".join(shares)]] if sources else []
 
+    def _further(self) -> list[list[str]]:
+        return [
+            [
+                f"further test {name}",
+                f"{len(split.document_starts):,} documents, {split.num_tokens:,} tokens",
+            ]
+            for name, split in self.further_tests.items()
+        ]
+
     def hashes(self) -> dict[str, Any]:
         return {key: value for key, value in self.describe().items() if key.endswith("sha256")}
 
@@ -210,10 +242,17 @@ class LanguageModellingWorkload:
         return {
             "task": "language modelling",
             "corpus": ", ".join(source.corpus for source in sources) or self.recipe.data.corpus,
-            "facts": [["text", corpora], ["splits", sizes], *self._mixture(), ["tokenizer", tokenizer]],
+            "facts": [
+                ["text", corpora],
+                ["splits", sizes],
+                *self._mixture(),
+                *self._further(),
+                ["tokenizer", tokenizer],
+            ],
             "corpus_sha256": manifest["corpus_sha256"],
             "tokenizer_sha256": manifest["tokenizer_sha256"],
-            "tokens_sha256": {name: split["tokens_sha256"] for name, split in splits.items()},
+            "tokens_sha256": {name: split["tokens_sha256"] for name, split in splits.items()}
+            | {f"further test {name}": split.sha256 for name, split in self.further_tests.items()},
             "lossless": manifest["lossless"],
         }
 

@@ -1,8 +1,8 @@
-"""Noticing that torchrun is gone.
+"""Noticing that the process which started this one is gone.
 
 torchrun stops its workers when it is stopped itself. When it is killed (SIGKILL, out of memory) they become orphans:
 the groups they have joined go on working without it, so they would train to the end, hold their GPUs and keep the run
-folder locked against the run that is started again.
+folder locked against the run that is started again. The workers of a comparison would do the same.
 """
 
 from __future__ import annotations
@@ -47,6 +47,17 @@ def watched_parent(seconds: float = SECONDS_BETWEEN_LOOKS) -> Iterator[None]:
         yield
         return
     over = threading.Event()
+    thread = watch_parent(seconds, over)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def watch_parent(seconds: float = SECONDS_BETWEEN_LOOKS, over: threading.Event | None = None) -> threading.Thread:
+    """Send this process a SIGTERM when the one that started it is gone, from a thread that looks until `over`."""
+    over = threading.Event() if over is None else over
 
     def watch() -> None:
         while os.getppid() == _parent:
@@ -56,8 +67,4 @@ def watched_parent(seconds: float = SECONDS_BETWEEN_LOOKS) -> Iterator[None]:
 
     thread = threading.Thread(target=watch, name="parent watch", daemon=True)
     thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return thread
