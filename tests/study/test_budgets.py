@@ -23,7 +23,7 @@ def configs_of(recipe: Recipe, vocab_size: int) -> dict:
 
 
 def test_the_shipped_paper_recipe_has_the_published_sizes_and_controls() -> None:
-    recipe = load_recipe(RECIPES / "wiki-10m.toml")
+    recipe = load_recipe(RECIPES / "language-models.toml")
     configs = configs_of(recipe, vocab_size=16_384)
     sizes = {name: count_parameters(config).total for name, config in configs.items()}
     assert sizes["standard"] == 7_419_392

@@ -11,7 +11,7 @@ from tiny_study import write_corpus
 
 from heedful.cli import main
 from heedful.study.estimate import RecipeEstimate, estimate_recipe, largest_micro_batch
-from heedful.study.recipe import Recipe
+from heedful.study.recipe import FindTheBlockTask, Recipe
 from heedful.study.recipe_file import load_recipe
 from heedful.train.optimisation import learning_rate
 
@@ -72,7 +72,7 @@ def test_the_models_of_the_boosted_paper() -> None:
 
 
 def test_the_fuller_recipe_of_the_boosted_paper_has_the_same_models_and_schedule() -> None:
-    fuller = load_recipe(RECIPES / "wiki-10m.toml")
+    fuller = load_recipe(RECIPES / "language-models.toml")
     same = recipe("boosted-small")
     assert (fuller.train, fuller.data.tokenizer, fuller.data.max_train_tokens, fuller.model) == (
         same.train, same.data.tokenizer, same.data.max_train_tokens, same.model
@@ -146,6 +146,26 @@ def test_the_models_of_the_multi_token_paper(
     }
 
 
+@pytest.mark.parametrize(("length", "blocks", "kernels"), [(5, 52, 144), (8, 34, 240)])
+def test_find_the_block_of_the_multi_token_paper(length: int, blocks: int, kernels: int) -> None:
+    """The standard model has 3,418,368 parameters; the toy form adds 2 x (2 length - 1) for each head of each layer."""
+    kernel = "arms.multi-token-toy.attention.rule.key_kernel_size"
+    changes = {"task.block_length": length, kernel: 2 * length - 1}
+    found = load_recipe(RECIPES / "papers" / "find-the-block.toml", changes)
+    counted = {arm.name: arm.parameters for arm in estimate_recipe(found, search=False).arms}
+    assert counted["standard"] == counted["twicing"] == 3_418_368
+    assert counted["multi-token-toy"] == 3_418_368 + kernels
+    assert isinstance(found.task, FindTheBlockTask)
+    assert found.task.resolved_num_blocks == blocks
+    assert found.train.context_length == 320
+    assert (found.train.steps, found.train.batch_size, found.seeds) == (100_000, 64, (42, 43, 44))
+    for step in (0, 50_000, 99_999):
+        assert (
+            learning_rate(step, 100_000, found.train.optimizer, found.train.schedule)
+            == found.train.optimizer.learning_rate
+        )
+
+
 @pytest.mark.parametrize("size", MULTI_TOKEN)
 def test_the_budget_of_the_multi_token_paper(size: str) -> None:
     found = estimate(f"multi-token-{size}")
@@ -198,9 +218,11 @@ def test_a_dry_run_accepts_every_arm(
     }
     arguments = [f"--{table}.{key}={value}" for table, values in changes.items() for key, value in values.items()]
     arguments += ["--data.max_eval_tokens=1000", "--data.sources=[]", "--train.parallel.strategy=single"]
-    if load_recipe(path).data.valid_corpus is not None:
-        arguments += [f"--data.valid_corpus={text}", f"--data.test_corpus={text}"]
     found = load_recipe(path)
+    if found.data.valid_corpus is not None:
+        arguments += [f"--data.valid_corpus={text}", f"--data.test_corpus={text}"]
+    if found.task.kind == "find-the-block":  # makes its own samples
+        arguments = ["--train.device=cpu", "--train.precision=float32"]
     for arm in (found.arms[0], found.arms[-1]):
         rate = str(found.rates(arm)[0])
         assert main(["train", str(path), "--arm", arm.name, "--learning-rate", rate, "--dry-run", *arguments]) == 0

@@ -194,14 +194,15 @@ def _triangle(axes: Axes, rows: Triangle, left: float, top: float, cell: float, 
                 ends = [(left + column * cell, middle), (left + (column + 1) * cell, middle)]
                 by_level.setdefault((POSITIVE if weight > 0 else NEGATIVE, level), []).extend(ends)
     for (colour, level), points in sorted(by_level.items()):
-        # A cell is a stroke as wide as it is long: half the text of a square.
+        # A cell is a stroke as wide as it is long: half the text of a square. An artist, unlike a patch, is not
+        # measured for the limits of the axes, which stand.
         path = Path(points, [Path.MOVETO, Path.LINETO] * (len(points) // 2))
         path.should_simplify = False
         stroke = {"edgecolor": colour, "linewidth": cell, "capstyle": "butt", "alpha": level / LEVELS}
-        axes.add_patch(PathPatch(path, fill=False, **stroke))
+        axes.add_artist(PathPatch(path, fill=False, **stroke))
     stairs = [(left, top), *((left + (i + d) * cell, top + (i + 1 - e) * cell) for i in range(size) for d, e in
               ((1, 1), (1, 0))), (left, top + size * cell), (left, top)]  # fmt: skip
-    axes.add_patch(PathPatch(Path(stairs), fill=False, edgecolor=FAINT, linewidth=0.7))
+    axes.add_artist(PathPatch(Path(stairs), fill=False, edgecolor=FAINT, linewidth=0.7))
 
 
 def _key(axes: Axes, left: float, top: float, full: float) -> None:

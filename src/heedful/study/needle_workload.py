@@ -73,10 +73,8 @@ class NeedleWorkload(AnswerWorkload):
         task, tokenizer = self.task, self.dataset.tokenizer
         writer = NeedleWriter(Filler(self.dataset.test.tokens, tokenizer), tokenizer)
         setup = (max(task.needles), max(task.lengths), task.depths[0])
-        return [
-            evaluation_sample(task.samples, writer, VALID_SEED, *setup, index).sample
-            for index in range(PROBE_SEQUENCES)
-        ]
+        places = range(PROBE_SEQUENCES)
+        return [evaluation_sample(task.samples, writer, VALID_SEED, *setup, place).sample for place in places]
 
     def facts(self) -> list[list[str]]:
         """Return task, a sample, sizes and what chance is."""
