@@ -26,18 +26,26 @@ from scripts.benchmark_tables import (
     results_of,
     tile_step_tables,
 )
+from scripts.claim_tables import claim_table
 from scripts.data_tables import loader_tables, preparation_tables
 from scripts.fault_table import fault_table
+from scripts.mechanism_figures import computed_part, learned_part, stale_mechanism_figures
+from scripts.paper_pages import paper_parts
+from scripts.result_words import load, missing
 from scripts.scale_tables import checkpoint_tables, cost_tables, memory_tables, traffic_tables
 from scripts.speed_tables import loop_overhead_tables, loss_memory_tables, profile_step_tables
 from scripts.strategy_table import strategy_table
+from scripts.tolerance_table import stale_tolerance_figure
 
 ROOT = Path(__file__).parent.parent
-COMPARISONS = ("demo", "demo-find-the-block", "wiki-10m-small")
+RESULTS_PAGE = ROOT / "docs/results/index.md"
+COMPARISONS = ("language-models-small", "demo", "demo-find-the-block", "wiki-10m-small")
 
 
 def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
     """Return the files with generated parts, and what belongs into each."""
+    papers = paper_parts()
+    comparisons = {name: partial(comparison_table, name) for name in COMPARISONS}
     return {
         ROOT / "README.md": {"support": lambda: support_table(details=False), "demo": lambda: comparison_table("demo")},
         ROOT / "docs/support.md": {
@@ -51,6 +59,7 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "model-step": model_step_tables,
             "tile-steps": tile_step_tables,
         },
+        ROOT / "docs/claims.md": {"claims": claim_table},
         ROOT / "docs/data.md": {"loader": loader_tables, "preparation": preparation_tables},
         ROOT / "docs/faults.md": {"faults": fault_table},
         ROOT / "docs/parallel.md": {"strategies": strategy_table},
@@ -65,14 +74,18 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "scale-traffic": traffic_tables,
             "scale-checkpoints": checkpoint_tables,
         },
+        ROOT / "docs/pictures.md": {"computed": computed_part, "learned": learned_part},
         ROOT / "docs/upcycling.md": {"upcycling": upcycling_table},
-        ROOT / "docs/results.md": {name: partial(comparison_table, name) for name in COMPARISONS},
+        **papers,
+        RESULTS_PAGE: {**papers[RESULTS_PAGE], **comparisons},
     }
 
 
 def comparison_table(name: str) -> str:
     """Return headline and table of the committed comparison results/NAME.json, and where it comes from."""
-    result = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    result = load(name)
+    if result is None:
+        return missing(name) + "\n"
     headers = ["arm", *columns(result)]
     lines = [f"| {' | '.join(headers)} |", "|---|" + "--:|" * (len(headers) - 1)]
     for row in rows(result):
@@ -132,7 +145,7 @@ def stale_files() -> dict[Path, str]:
 
 def stale_figures() -> dict[Path, str]:
     """Return the figures that were not drawn from the results as they are, drawn anew."""
-    stale = {}
+    stale = stale_tolerance_figure() | stale_mechanism_figures()
     for file, result in results_of("multi-token").items():
         path = ROOT / "docs/figures" / figure_name(file)
         if not path.exists() or mark_of(result) not in path.read_text(encoding="utf-8"):

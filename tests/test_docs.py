@@ -47,6 +47,7 @@ COMMANDS = (
     "generate",
     "export",
     "convert",
+    "claims",
     "info",
 )
 

@@ -1,0 +1,126 @@
+"""The tables of docs/long-context.md, printed from results/, and its heat maps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from heedful.study.heat_maps import GRIDS, heat_map, mean_cells, panels_of
+from heedful.study.svg import INK, SERIES, VARIABLES
+from heedful.tasks.intervals import wilson_interval
+from scripts.benchmark_tables import table
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+FIGURES = ROOT / "docs/figures"
+NEEDLES, LONG_BABI = "needles-small", "long-babi-small"
+Result = dict[str, Any]
+# Beside a page of its own an SVG has no style to take colours from.
+COLOURS = {VARIABLES[INK]: "#1c1d21", VARIABLES[SERIES[0]]: "#1a6fb5", "--grid": "#dddddd", "--faint": "#777777"}
+
+
+def result_of(name: str, folder: Path = RESULTS) -> Result | None:
+    """Return a result by name, None where it was not measured yet."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def needles_table(folder: Path = RESULTS) -> str:
+    """Return accuracy by arm, count of needles and length, over depths and seeds, beside chance."""
+    result = result_of(NEEDLES, folder)
+    if result is None:
+        return _missing(NEEDLES)
+    setups = _setups(result, ("needles", "length"))
+    headers = ["arm", *(f"{needles} needles, {length} tokens" for needles, length in setups)]
+    chance = ["chance: any one of the needles", *(f"{100 / needles:.1f}" for needles, _ in setups)]
+    return "\n".join([table(headers, [chance, *_rows(result, setups, ("needles", "length"))], 1), *_about(result)])
+
+
+def long_babi_table(folder: Path = RESULTS) -> str:
+    """Return accuracy by arm, task and amount of text, over seeds, beside both kinds of chance."""
+    result = result_of(LONG_BABI, folder)
+    if result is None:
+        return _missing(LONG_BABI)
+    keys = ("task", "distraction")
+    setups = _setups(result, keys)
+    headers = ["arm", *(f"task {task}, {distraction} between" for task, distraction in setups)]
+    cells = {tuple(cell[key] for key in keys): cell for cell in _first_test(result)["cells"]}
+    lines = [
+        ["chance: one of the answers", *(f"{cells[setup]['chance']:.1f}" for setup in setups)],
+        ["chance: the most frequent answer", *(f"{cells[setup]['most_frequent']:.1f}" for setup in setups)],
+        *_rows(result, setups, keys),
+    ]
+    return "\n".join([table(headers, lines, 1), *_about(result)])
+
+
+def heat_map_files(folder: Path = RESULTS) -> dict[Path, str]:
+    """Return the figures of both studies and their text, an arm each; none where nothing was measured."""
+    files = {}
+    for name in (NEEDLES, LONG_BABI):
+        result = result_of(name, folder)
+        if result is None:
+            continue
+        grid = GRIDS[result["data"]["task"]]
+        for arm in result["arms"]:
+            panels = panels_of(result, arm["name"], grid)
+            if panels:
+                svg = _standalone(heat_map(panels, grid, f"Accuracy of {arm['name']} in each cell"))
+                files[FIGURES / f"{name}-{arm['name']}.svg"] = svg
+    return files
+
+
+def _standalone(svg: str) -> str:
+    """Return a figure of the report as a file of its own: with a namespace, fixed colours and a white ground."""
+    for variable, colour in COLOURS.items():
+        svg = svg.replace(f"var({variable})", colour)
+    svg = svg.replace("var(--surface)", "#ffffff")
+    style = 'xmlns="http://www.w3.org/2000/svg" style="background: #ffffff; font-family: sans-serif"'
+    return svg.replace("<svg ", f"<svg {style} ", 1) + "\n"
+
+
+def _first_test(result: Result) -> dict[str, Any]:
+    return next(run["test"] for run in result["runs"] if run["test"] is not None)
+
+
+def _setups(result: Result, keys: tuple[str, str]) -> list[tuple[int, int]]:
+    return list(dict.fromkeys(tuple(cell[key] for key in keys) for cell in _first_test(result)["cells"]))
+
+
+def _rows(result: Result, setups: list[tuple[int, int]], keys: tuple[str, str]) -> list[list[str]]:
+    """Return a line for each arm: accuracy over all samples of a setup, with Wilson's interval of these samples."""
+    rows = []
+    for arm in result["arms"]:
+        cells = mean_cells(result, arm["name"])
+        line = [arm["name"]]
+        for setup in setups:
+            own = [cell for cell in cells if tuple(cell[key] for key in keys) == setup]
+            samples, right = sum(cell["samples"] for cell in own), sum(cell["right"] for cell in own)
+            if not samples:
+                line.append("diverged")
+                continue
+            low, high = wilson_interval(right, samples)
+            line.append(f"{100 * right / samples:.1f}<br>{100 * low:.1f} to {100 * high:.1f}")
+        rows.append(line)
+    return rows
+
+
+def _about(result: Result) -> list[str]:
+    """Say where a table comes from, and what its intervals are."""
+    facts = dict(result["data"]["facts"])
+    commit = result["commit"] or {"commit": "unknown", "dirty": False}
+    dirty = ", with changes that were not committed" if commit["dirty"] else ""
+    seeds = ", ".join(map(str, result["recipe"]["seeds"]))
+    return [
+        f"Per cent right over all seeds ({seeds}); below it Wilson's 95 % interval, which covers the choice of samples "
+        f"and not the spread between seeds. Trained with {result['recipe']['train']['steps']:,} steps on the task "
+        f"itself, in the text of {facts['text between']}.",
+        "",
+        f"`{result['command']}`, {', '.join(result['machines'])}, {result['environment']['threads']} threads, commit "
+        f"{commit['commit'][:10]}{dirty}; each cell with its interval is in `results/{result['name']}.json`.",
+        "",
+    ]
+
+
+def _missing(name: str) -> str:
+    return f"Not measured yet: there is no `results/{name}.json`. `heedful compare recipes/{name}.toml` measures it.\n"
