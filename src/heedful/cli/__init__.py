@@ -17,6 +17,7 @@ import torch
 import tyro
 
 from heedful.cli.bench import Bench
+from heedful.cli.claims import Claims
 from heedful.cli.compare import Compare
 from heedful.cli.convert import Convert
 from heedful.cli.estimate import Estimate
@@ -48,6 +49,7 @@ Command = (
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Claims, tyro.conf.subcommand("claims")]
     | Annotated[Info, tyro.conf.subcommand("info")]
 )
 
@@ -58,7 +60,8 @@ process or under torchrun. Before that, `heedful prepare` makes token shards of 
 it will take, `heedful range-test` looks for a learning rate and `heedful bench step` times a step. `heedful runs` lists
 runs and where they stand, and `heedful report` writes a page about one; `heedful evaluate` and `heedful generate` take
 the folder of a run; `heedful export` writes it for Hugging Face, `heedful convert` removes query projections from
-trained models or adds mechanisms to them; `heedful info` lists presets, backends and costs.
+trained models or adds mechanisms to them; `heedful claims` says which of the papers' claims hold, and finds it again;
+`heedful info` lists presets, backends and costs.
 
 Any value of a recipe can be changed by its dotted name: `--train.steps 50 --data.corpus my-texts/`."""
 
