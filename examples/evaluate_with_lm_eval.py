@@ -90,6 +90,7 @@ def main(
     model: str | None = None,
     limit: int | None = None,
     batch_size: int = 8,
+    max_length: int | None = None,
     seed: int = 1,
     json: Path | None = None,
 ) -> None:
@@ -101,6 +102,7 @@ def main(
         model: folder of a model and its tokenizer, heedful's or another; None for random weights.
         limit: score so many examples of each, taken at equal distances.
         batch_size: rows at a time.
+        max_length: how many tokens the model reads at a time, at most its positions; longer texts lose their beginning.
         seed: of the random weights.
         json: write lm-eval's results into this file.
     """
@@ -119,9 +121,11 @@ def main(
             raise SystemExit("give --lambada, --blimp or both.")
         if model is None:
             network, tokenizer = random_model(seed)
-            scored = HFLM(pretrained=network, tokenizer=tokenizer, device="cpu", batch_size=batch_size)
+            scored = HFLM(
+                pretrained=network, tokenizer=tokenizer, device="cpu", batch_size=batch_size, max_length=max_length
+            )
         else:
-            scored = HFLM(pretrained=model, device="cpu", dtype="float32", batch_size=batch_size)
+            scored = HFLM(pretrained=model, device="cpu", dtype="float32", batch_size=batch_size, max_length=max_length)
         answer = lm_eval.simple_evaluate(
             model=scored,
             tasks=list(found),

@@ -19,10 +19,10 @@ _LOOK_BACK = 512
 class Filler:
     """The tokens of one split, and where sentences end in them.
 
-    A sentence ends with a token that ends in ".", "!" or "?", closing marks after it included, if white space follows,
-    with a line break, or with end-of-text. A tokenizer that drops white space cannot tell "3.5" from "3. 5", so there
-    every such token ends one. Abbreviations ("Mr. Smith") count as ends too: what is put there stands between words in
-    any case.
+    A sentence ends with a token that ends in ".", "!" or "?" (closing marks after it in the same token do not matter)
+    if white space follows, with a line break, or with end-of-text. A tokenizer that drops white space cannot tell "3.5"
+    from "3. 5", so there every such token ends one. Abbreviations ("Mr. Smith") count as ends too: what is put there
+    stands between words in any case.
     """
 
     def __init__(self, tokens: np.ndarray, tokenizer: Tokenizer) -> None:
