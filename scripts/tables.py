@@ -39,7 +39,7 @@ from scripts.tolerance_table import stale_tolerance_figure
 
 ROOT = Path(__file__).parent.parent
 RESULTS_PAGE = ROOT / "docs/results/index.md"
-COMPARISONS = ("language-models-small", "demo", "demo-find-the-block", "wiki-10m-small")
+COMPARISONS = ("language-models-small", "demo", "demo-find-the-block")
 
 
 def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
