@@ -5,10 +5,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test floor lint bench gpu study docs tables clean
+.PHONY: help demo test floor lint bench gpu study small-studies docs tables clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 demo: $(VENV)/.core  ## compare seven mechanisms on real text, then two on find-the-block; prints where the reports are
 	$(BIN)/heedful compare recipes/demo.toml
@@ -55,18 +55,31 @@ gpu: $(VENV)/.dev  ## CUDA tests, benchmarks and profile, and the study if CORPU
 	@if [ -n "$(CORPUS)" ]; then $(MAKE) --no-print-directory study CORPUS="$(CORPUS)"; \
 	else echo "For the language-model study: make study CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; fi
 
-# Ends itself after nine minutes and goes on where it was when it is called again. How many runs at a time are fastest
-# depends on the GPU; it is no part of the recipe and may change between calls.
+# Ends itself after nine minutes, with an error, until everything is done, and goes on where it was when it is called again.
+# How many runs at a time are fastest depends on the GPU; it is no part of a recipe and may change between calls.
 WORKERS ?= 4
-study: $(VENV)/.core  ## the boosted paper's setting, twenty arms, on the texts in CORPUS, in resumable slices of ten minutes
+TEXTS = --data.corpus "$(CORPUS)/train.txt" --data.valid_corpus "$(CORPUS)/valid.txt" --data.test_corpus "$(CORPUS)/test.txt"
+SLICE = --minutes 9 --workers $(WORKERS)
+study: $(VENV)/.core  ## the papers' experiments for a GPU, on the texts in CORPUS, in slices of ten minutes
 	@test -n "$(CORPUS)" || { echo "make study needs CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; exit 2; }
-	$(BIN)/heedful compare recipes/language-models.toml --minutes 9 --workers $(WORKERS) --data.corpus "$(CORPUS)/train.txt" \
-	--data.valid_corpus "$(CORPUS)/valid.txt" --data.test_corpus "$(CORPUS)/test.txt"
+	$(BIN)/heedful compare recipes/language-models.toml $(SLICE) $(TEXTS) \
+	$(if $(wildcard $(CORPUS)/wikitext.txt),--task.further_tests.wikitext "$(CORPUS)/wikitext.txt")
+	$(BIN)/python -m scripts.find_the_block --paper-size $(SLICE)
+	$(BIN)/heedful compare recipes/needles.toml $(SLICE) $(TEXTS)
+
+small-studies: $(VENV)/.core  ## the same experiments for two CPU cores, on the texts in CORPUS; about two hours
+	@test -n "$(CORPUS)" || { echo "make small-studies needs CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; exit 2; }
+	$(BIN)/heedful compare recipes/language-models-small.toml --workers 2 $(TEXTS) \
+	$(if $(wildcard $(CORPUS)/wikitext.txt),--task.further_tests.wikitext "$(CORPUS)/wikitext.txt")
+	$(BIN)/heedful compare recipes/learning-rate-tolerance-small.toml --workers 2 $(TEXTS)
+	$(BIN)/python -m scripts.find_the_block --workers 2
+	$(BIN)/heedful compare recipes/needles-small.toml --workers 2 $(TEXTS)
 
 docs: $(VENV)/.docs  ## build the documentation into site/
 	$(BIN)/python -m mkdocs build --strict
 
-tables: $(VENV)/.core  ## rewrite the tables of README and docs that are generated from declarations and results
+tables: $(VENV)/.core  ## judge the claims by results/ and rewrite what is generated in README and docs
+	$(BIN)/python -m scripts.claims --results
 	$(BIN)/python -m scripts.tables
 
 clean:  ## remove environment and builds; runs and results stay

@@ -100,15 +100,20 @@ class Options:
     workers: int = 1
     """As of heedful compare."""
 
+    minutes: float | None = None
+    """As of heedful compare, for each comparison; one that is not finished ends this command."""
+
     dry_run: bool = False
     """Print the commands and stop."""
 
 
-def command(setting: Setting, size: Size, rates: Mapping[str, float], workers: int) -> list[str]:
+def command(setting: Setting, size: Size, rates: Mapping[str, float], options: Options) -> list[str]:
     """Return the arguments of `heedful` for one comparison."""
     arguments = ["compare", str(size.recipe), "--folder", f"runs/{setting.name(size)}"]
-    if workers != 1:
-        arguments += ["--workers", str(workers)]
+    if options.workers != 1:
+        arguments += ["--workers", str(options.workers)]
+    if options.minutes is not None:
+        arguments += ["--minutes", str(options.minutes)]
     for key, value in setting.changes(size, rates).items():
         arguments += [f"--{key if '.' in key else f'recipe.{key}'}", value]
     return arguments
@@ -136,7 +141,7 @@ def main(options: Options) -> int:
     size = PAPER if options.paper_size else LAPTOP
     rates: dict[str, float] = {}
     for number, setting in enumerate(SETTINGS):
-        arguments = command(setting, size, rates, options.workers)
+        arguments = command(setting, size, rates, options)
         if options.dry_run:
             print(f"heedful {shlex.join(arguments)}")
         elif not is_finished(setting, size, rates):

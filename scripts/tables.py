@@ -35,6 +35,7 @@ from scripts.result_words import load, missing
 from scripts.scale_tables import checkpoint_tables, cost_tables, memory_tables, traffic_tables
 from scripts.speed_tables import loop_overhead_tables, loss_memory_tables, profile_step_tables
 from scripts.strategy_table import strategy_table
+from scripts.zero_shot_tables import lm_eval_table, zero_shot_table
 from scripts.tolerance_table import stale_tolerance_figure
 
 ROOT = Path(__file__).parent.parent
@@ -75,6 +76,7 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "scale-checkpoints": checkpoint_tables,
         },
         ROOT / "docs/pictures.md": {"computed": computed_part, "learned": learned_part},
+        ROOT / "docs/zero-shot.md": {"zero-shot": zero_shot_table, "zero-shot-in-lm-eval": lm_eval_table},
         ROOT / "docs/upcycling.md": {"upcycling": upcycling_table},
         **papers,
         RESULTS_PAGE: {**papers[RESULTS_PAGE], **comparisons},

@@ -133,7 +133,7 @@ def test_each_command_is_the_comparison_it_is_called(size: Size) -> None:
     names = set()
     for setting in SETTINGS:
         rates = {"standard": 4e-3, "multi-token-toy": 1e-5}
-        arguments = find_the_block.command(setting, size, rates, workers=1)
+        arguments = find_the_block.command(setting, size, rates, find_the_block.Options())
         plain, overrides = split_overrides(arguments)
         recipe = load_recipe(ROOT / plain[1], overrides)
         task, toy = recipe.task, recipe.arm("multi-token-toy")

@@ -37,7 +37,7 @@ class TrainedRun:
         """
         from heedful.data import open_tokenizer
 
-        if self.recipe.task.kind != "language-modelling":
+        if self.recipe.task.kind == "find-the-block":
             raise ValueError(f"{self.folder} was trained on {self.recipe.task.kind}, which has no tokenizer.")
         return open_tokenizer(self.home / "tokenizer")
 

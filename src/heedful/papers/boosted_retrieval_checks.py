@@ -68,8 +68,8 @@ def erasure() -> Finding:
         verdict="holds" if max(change, learned_change, outside) < tiny else "does not hold",
         figure=f"T moves by {change:.0e}; distance of fixed points to the hull {outside:.0e}",
         reason=(
-            f"One step does not see {100 * erased:.0f} % of a query's squared norm, with learned projections neither. Every "
-            "single attention step erases it; what keeps it in a model is the skip connection, not boosting."
+            f"One step does not see {100 * erased:.0f} % of a query's squared norm, with learned projections neither. "
+            "Every single attention step erases it; what keeps it in a model is the skip connection, not boosting."
         ),
         numbers={
             "change of T": change,

@@ -36,7 +36,7 @@ def print_claims(listed: Listed, console: Console | None = None) -> None:
     from rich.text import Text
 
     table = Table(header_style="bold", show_lines=True, expand=True)
-    table.add_column("claim", ratio=4)
+    table.add_column("claim", ratio=4, overflow="fold")
     table.add_column("verdict", width=max(map(len, STYLES)), no_wrap=True)
     for header, ratio in (("here", 3), ("published", 2)):
         table.add_column(header, ratio=ratio, overflow="fold")
