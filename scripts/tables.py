@@ -35,8 +35,8 @@ from scripts.result_words import load, missing
 from scripts.scale_tables import checkpoint_tables, cost_tables, memory_tables, traffic_tables
 from scripts.speed_tables import loop_overhead_tables, loss_memory_tables, profile_step_tables
 from scripts.strategy_table import strategy_table
-from scripts.zero_shot_tables import lm_eval_table, zero_shot_table
 from scripts.tolerance_table import stale_tolerance_figure
+from scripts.zero_shot_tables import lm_eval_table, zero_shot_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS_PAGE = ROOT / "docs/results/index.md"
