@@ -7,17 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from heedful.study.heat_maps import GRIDS, heat_map, mean_cells, panels_of
-from heedful.study.svg import INK, SERIES, VARIABLES
 from heedful.tasks.intervals import wilson_interval
 from scripts.benchmark_tables import table
+from scripts.figures import FIGURES, STUDY, drawn_from, is_stale, stand_alone
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
-FIGURES = ROOT / "docs/figures"
 NEEDLES, LONG_BABI = "needles-small", "long-babi-small"
 Result = dict[str, Any]
-# Beside a page of its own an SVG has no style to take colours from.
-COLOURS = {VARIABLES[INK]: "#1c1d21", VARIABLES[SERIES[0]]: "#1a6fb5", "--grid": "#dddddd", "--faint": "#777777"}
 
 
 def result_of(name: str, folder: Path = RESULTS) -> Result | None:
@@ -34,7 +31,8 @@ def needles_table(folder: Path = RESULTS) -> str:
     setups = _setups(result, ("needles", "length"))
     headers = ["arm", *(f"{needles} needles, {length} tokens" for needles, length in setups)]
     chance = ["chance: any one of the needles", *(f"{100 / needles:.1f}" for needles, _ in setups)]
-    return "\n".join([table(headers, [chance, *_rows(result, setups, ("needles", "length"))], 1), *_about(result)])
+    lines = [chance, *_rows(result, setups, ("needles", "length"))]
+    return "\n".join([table(headers, lines, 1), *_pictures(result), *_about(result)])
 
 
 def long_babi_table(folder: Path = RESULTS) -> str:
@@ -51,32 +49,35 @@ def long_babi_table(folder: Path = RESULTS) -> str:
         ["chance: the most frequent answer", *(f"{cells[setup]['most_frequent']:.1f}" for setup in setups)],
         *_rows(result, setups, keys),
     ]
-    return "\n".join([table(headers, lines, 1), *_about(result)])
+    return "\n".join([table(headers, lines, 1), *_pictures(result), *_about(result)])
 
 
-def heat_map_files(folder: Path = RESULTS) -> dict[Path, str]:
-    """Return the figures of both studies and their text, an arm each; none where nothing was measured."""
-    files = {}
+def stale_heat_maps(folder: Path = RESULTS, figures: Path = FIGURES) -> dict[Path, str]:
+    """Return the heat maps that were not drawn from the results and the code as they are, drawn anew."""
+    stale = {}
     for name in (NEEDLES, LONG_BABI):
         result = result_of(name, folder)
-        if result is None:
-            continue
-        grid = GRIDS[result["data"]["task"]]
-        for arm in result["arms"]:
-            panels = panels_of(result, arm["name"], grid)
-            if panels:
-                svg = _standalone(heat_map(panels, grid, f"Accuracy of {arm['name']} in each cell"))
-                files[FIGURES / f"{name}-{arm['name']}.svg"] = svg
-    return files
+        grid = None if result is None else GRIDS[result["data"]["task"]]
+        for arm in _drawn_arms(result):
+            assert result is not None
+            assert grid is not None
+            panels = panels_of(result, arm, grid)
+            path, mark = figures / f"{name}-{arm}.svg", drawn_from(repr(panels), STUDY / "heat_maps.py")
+            if is_stale(path, mark):
+                stale[path] = stand_alone(heat_map(panels, grid, f"Accuracy of {arm} in each cell")) + mark
+    return stale
 
 
-def _standalone(svg: str) -> str:
-    """Return a figure of the report as a file of its own: with a namespace, fixed colours and a white ground."""
-    for variable, colour in COLOURS.items():
-        svg = svg.replace(f"var({variable})", colour)
-    svg = svg.replace("var(--surface)", "#ffffff")
-    style = 'xmlns="http://www.w3.org/2000/svg" style="background: #ffffff; font-family: sans-serif"'
-    return svg.replace("<svg ", f"<svg {style} ", 1) + "\n"
+def _drawn_arms(result: Result | None) -> list[str]:
+    """Return the arms of a result that have cells to draw."""
+    if result is None:
+        return []
+    grid = GRIDS[result["data"]["task"]]
+    return [arm["name"] for arm in result["arms"] if panels_of(result, arm["name"], grid)]
+
+
+def _pictures(result: Result) -> list[str]:
+    return [f"![Accuracy of {arm} in each cell](figures/{result['name']}-{arm}.svg)\n" for arm in _drawn_arms(result)]
 
 
 def _first_test(result: Result) -> dict[str, Any]:

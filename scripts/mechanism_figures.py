@@ -7,22 +7,19 @@ date.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import heedful.study
 from heedful.study.attention_plots import attention_pictures, example_picture
 from heedful.study.gate_plots import gate_pictures
 from heedful.study.look_plots import look_pictures
 from heedful.study.mechanism_plots import mechanism_pictures
 from scripts import fixed_points
-from scripts.result_words import ROOT, load, missing, provenance
+from scripts.figures import FIGURES, STUDY, drawn_from, is_stale, stand_alone
+from scripts.result_words import load, missing, provenance
 
-FIGURES = ROOT / "docs/figures"
-STUDY = Path(heedful.study.__file__).parent
 RESULT = "language-models-small"
 # Which arms are shown, and which of their pictures by the beginning of their titles.
 SHOWN = {
@@ -30,26 +27,11 @@ SHOWN = {
     "multi-token": ("Key-query", "Head mixing", "Attention"),
     "standard": ("Attention",),
 }
-DRAWN_BY = ("mechanism_plots.py", "gate_plots.py", "look_plots.py", "attention_plots.py")
+DRAWN_BY = [STUDY / f"{name}_plots.py" for name in ("mechanism", "gate", "look", "attention")]
 COMPUTED: dict[str, Callable[[], str]] = {
     "fixed-points": fixed_points.fixed_point_figure,
     "boosted-retrieval": fixed_points.rounds_figure,
 }
-
-
-def stand_alone(svg: str) -> str:
-    """Return a figure of the report as a file of its own: with the page's colours, light and dark, on their surface."""
-    colours = (STUDY / "templates/report.css").read_text(encoding="utf-8").split("* {")[0]
-    start = svg.index('viewBox="') + len('viewBox="')
-    _, _, width, height = svg[start : svg.index('"', start)].split()
-    margin = 12
-    box = f"{-margin} {-margin} {float(width) + 2 * margin:g} {float(height) + 2 * margin:g}"
-    opening, body = svg.split('">', 1)
-    opening = opening.replace(f'viewBox="0 0 {width} {height}"', f'viewBox="{box}"')
-    opening = opening.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" width="{float(width) + 2 * margin:g}"')
-    style = f"<style>{colours}text {{ font-family: system-ui, sans-serif; }}</style>"
-    ground = f'<rect x="{-margin}" y="{-margin}" width="100%" height="100%" style="fill: var(--surface)"/>'
-    return f'{opening}">{style}{ground}{body}\n'
 
 
 def learned_pictures(result: dict[str, Any]) -> Iterator[dict[str, str]]:
@@ -108,23 +90,13 @@ def stale_mechanism_figures() -> dict[Path, str]:
     """Return the figures that were not drawn from the results and the code as they are, drawn anew."""
     stale = {}
     for name, draw in COMPUTED.items():
-        path, mark = FIGURES / f"{name}.svg", _mark("", STUDY / "fixed_point_plots.py", Path(fixed_points.__file__))
-        if _is_stale(path, mark):
+        path = FIGURES / f"{name}.svg"
+        mark = drawn_from("", STUDY / "fixed_point_plots.py", Path(fixed_points.__file__))
+        if is_stale(path, mark):
             stale[path] = stand_alone(draw()) + mark
     result = load(RESULT)
     for picture in [] if result is None else learned_pictures(result):
-        path, mark = FIGURES / picture["file"], _mark(picture["data"], *(STUDY / name for name in DRAWN_BY))
-        if _is_stale(path, mark):
+        path, mark = FIGURES / picture["file"], drawn_from(picture["data"], *DRAWN_BY)
+        if is_stale(path, mark):
             stale[path] = stand_alone(picture["svg"]) + mark
     return stale
-
-
-def _mark(data: str, *code: Path) -> str:
-    """Return the comment that says what a figure was drawn from: data, and code that draws."""
-    common = [STUDY / "svg.py", STUDY / "templates/report.css"]
-    content = b"".join(path.read_bytes() for path in [*common, *code])
-    return f"<!-- drawn from {hashlib.sha256(data.encode() + content).hexdigest()[:16]} -->\n"
-
-
-def _is_stale(path: Path, mark: str) -> bool:
-    return not path.exists() or mark not in path.read_text(encoding="utf-8")

@@ -29,6 +29,7 @@ from scripts.benchmark_tables import (
 from scripts.claim_tables import claim_table
 from scripts.data_tables import loader_tables, preparation_tables
 from scripts.fault_table import fault_table
+from scripts.long_context_tables import long_babi_table, needles_table, stale_heat_maps
 from scripts.mechanism_figures import computed_part, learned_part, stale_mechanism_figures
 from scripts.paper_pages import paper_parts
 from scripts.result_words import load, missing
@@ -76,6 +77,7 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             "scale-checkpoints": checkpoint_tables,
         },
         ROOT / "docs/pictures.md": {"computed": computed_part, "learned": learned_part},
+        ROOT / "docs/long-context.md": {"needles": needles_table, "long-babi": long_babi_table},
         ROOT / "docs/zero-shot.md": {"zero-shot": zero_shot_table, "zero-shot-in-lm-eval": lm_eval_table},
         ROOT / "docs/upcycling.md": {"upcycling": upcycling_table},
         **papers,
@@ -147,7 +149,7 @@ def stale_files() -> dict[Path, str]:
 
 def stale_figures() -> dict[Path, str]:
     """Return the figures that were not drawn from the results as they are, drawn anew."""
-    stale = stale_tolerance_figure() | stale_mechanism_figures()
+    stale = stale_tolerance_figure() | stale_mechanism_figures() | stale_heat_maps()
     for file, result in results_of("multi-token").items():
         path = ROOT / "docs/figures" / figure_name(file)
         if not path.exists() or mark_of(result) not in path.read_text(encoding="utf-8"):

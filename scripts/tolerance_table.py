@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
-import heedful.study
 from heedful.study.tolerance import MARGIN, RateRange, Tolerance, tolerances
 from heedful.study.tolerance_plot import tolerance_caption, tolerance_figure
 from heedful.study.wording import NONE, rate, signed
-from scripts.mechanism_figures import stand_alone
-from scripts.result_words import RESULTS, ROOT, Result, load, missing, provenance, table
+from scripts.figures import STUDY, drawn_from, is_stale, stand_alone
+from scripts.result_words import RESULTS, ROOT, load, missing, provenance, table
 
 NAME = "learning-rate-tolerance-small"
 FIGURE = ROOT / "docs/figures/learning-rate-tolerance.svg"
-STUDY = Path(heedful.study.__file__).parent
 NEW = "nonlinear-query"
 
 
@@ -94,15 +91,11 @@ def _short(value: float) -> str:
 def stale_tolerance_figure(folder: Path = RESULTS, path: Path = FIGURE) -> dict[Path, str]:
     """Return the figure if it was not drawn from the result and the code as they are, drawn anew."""
     result = load(NAME, folder)
-    if result is None or (path.exists() and _mark(result) in path.read_text(encoding="utf-8")):
+    if result is None:
+        return {}
+    runs = [[run[key] for key in ("arm", "learning_rate", "seed", "status", "final")] for run in result["runs"]]
+    mark = drawn_from(json.dumps(runs, sort_keys=True), STUDY / "tolerance.py", STUDY / "tolerance_plot.py")
+    if not is_stale(path, mark):
         return {}
     svg = tolerance_figure(result, legend=True)
-    return {} if svg is None else {path: stand_alone(svg) + _mark(result)}
-
-
-def _mark(result: Result) -> str:
-    """Return the comment that says what the figure was drawn from."""
-    code = ["tolerance.py", "tolerance_plot.py", "svg.py", "templates/report.css"]
-    runs = [[run[key] for key in ("arm", "learning_rate", "seed", "status", "final")] for run in result["runs"]]
-    content = b"".join((STUDY / name).read_bytes() for name in code) + json.dumps(runs, sort_keys=True).encode()
-    return f"<!-- drawn from {hashlib.sha256(content).hexdigest()[:16]} -->\n"
+    return {} if svg is None else {path: stand_alone(svg) + mark}

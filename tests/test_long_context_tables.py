@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts.long_context_tables import heat_map_files, long_babi_table, needles_table
+from scripts.long_context_tables import long_babi_table, needles_table, stale_heat_maps
 
 from heedful.tasks.intervals import wilson_interval
 
@@ -76,13 +76,15 @@ def test_long_babi_stands_beside_both_chances(folder: Path) -> None:
 def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     assert "there is no `results/needles-small.json`" in needles_table(tmp_path)
     assert "`heedful compare recipes/long-babi-small.toml`" in long_babi_table(tmp_path)
-    assert heat_map_files(tmp_path) == {}
+    assert stale_heat_maps(tmp_path) == {}
 
 
-def test_figures_stand_by_themselves(folder: Path) -> None:
-    files = heat_map_files(folder)
+def test_figures_stand_by_themselves_and_are_drawn_once(folder: Path, tmp_path: Path) -> None:
+    files = stale_heat_maps(folder, tmp_path)
     assert [path.name for path in files] == ["needles-small-standard.svg", "long-babi-small-standard.svg"]
-    for text in files.values():
+    for path, text in files.items():
         assert 'xmlns="http://www.w3.org/2000/svg"' in text
-        assert "var(--" not in text
+        path.write_text(text, encoding="utf-8")
     assert all(f">{value}</text>" in text for text, value in zip(files.values(), (20, 60), strict=True))
+    assert stale_heat_maps(folder, tmp_path) == {}
+    assert "figures/needles-small-standard.svg" in needles_table(folder)

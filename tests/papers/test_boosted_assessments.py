@@ -103,6 +103,8 @@ def test_the_second_round_has_to_bring_more_than_the_third():
     assert judged("boosted-third-round", result(**{"boosted-three-rounds": 60.0})).verdict == "does not hold"
     assert judged("boosted-third-round", result(**{"boosted-three-rounds": 64.0})).verdict == "undecided"
     assert judged("boosted-third-round", without_runs(result(), "boosted")).verdict == "undecided"
+    worse = result(**{"standard": 67.0, "boosted-three-rounds": 75.0})
+    assert judged("boosted-third-round", worse).verdict == "undecided", "both rounds make it worse: there is no gain"
 
 
 def without_runs(made, name):

@@ -197,10 +197,12 @@ def toy(**arms):
         ("toy", {"multi-token-toy": around(5.0)}, "holds in part"),
         ("toy", {"multi-token-toy": [5.0, 60.0, 40.0]}, "undecided"),
         ("toy", {"multi-token-toy": around(60.0)}, "does not hold"),
+        ("toy", {"standard": around(0.5, 0.02)}, "holds in part"),
         ("toy-alone", {}, "holds"),
         ("toy-alone", {"boosted": [0.5, 30.0, 30.0]}, "holds in part"),
         ("toy-alone", {"boosted": around(0.3)}, "does not hold"),
         ("toy-alone", {"multi-token-toy": around(5.0)}, "undecided"),
+        ("toy-alone", {"multi-token-toy": around(5.0), "boosted": [0.5, 30.0, 30.0]}, "does not hold"),
     ],
 )
 def test_verdicts_on_find_the_block(claim, arms, verdict):
@@ -225,12 +227,16 @@ def test_runs_that_solve_are_counted_by_mechanism():
 @pytest.mark.parametrize(("claim", "name"), [("needles", "needles-small"), ("long-babi", "long-babi-small")])
 def test_verdicts_on_long_context(claim, name):
     arms = {"standard": around(40.0, 0.5), "talking-heads": around(35.0, 0.6), "multi-token": around(30.0, 0.7)}
+    some = found(claim, {f"{name}.json": made_result(name, "error", arms)})
+    assert some.verdict == "holds in part"
+    assert some.reason.endswith("Not trained here, though in the paper's comparison: differential.")
+    arms["differential"] = around(38.0, 0.4)
     assert found(claim, {f"{name}.json": made_result(name, "error", arms)}).verdict == "holds"
     arms["talking-heads"] = around(20.0, 0.6)
     finding = found(claim, {f"{name}.json": made_result(name, "error", arms)})
     assert finding.verdict == "holds in part"
     assert "against talking-heads" in finding.figure
-    arms["standard"] = around(10.0, 0.5)
+    arms |= {"standard": around(10.0, 0.5), "differential": around(11.0, 0.4)}
     assert found(claim, {f"{name}.json": made_result(name, "error", arms)}).verdict == "does not hold"
 
 

@@ -203,6 +203,15 @@ def test_a_smaller_control_decides_the_other_way():
     assert extra == pytest.approx(5.0)
 
 
+@pytest.mark.parametrize(
+    ("vary", "words"), [("feed-forward", "wider in its feed-forward layers"), ("width", "wider in all its parts")]
+)
+def test_the_control_is_described_as_it_was_made(vary, words):
+    results = language_models()
+    next(arm for arm in results[LANGUAGE_MODELS]["arms"] if arm["name"] == "standard-wide")["match"] = {"vary": vary}
+    assert f"The control here is {words} and has 18.0 % more" in found("larger-model", results).reason
+
+
 RATES = [1e-3, 4e-3, 1.6e-2, 6.4e-2]
 
 

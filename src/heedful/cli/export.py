@@ -59,7 +59,7 @@ class Export:
         else:
             trained = open_run(self.source, {})
             model = trained.model
-            if trained.recipe.task.kind == "language-modelling":
+            if trained.recipe.task.kind != "find-the-block":
                 tokenizer = trained.tokenizer()
         export_pretrained(model, self.destination, tokenizer=tokenizer, force=self.force)
         print(f"{self.destination}: for AutoModelForCausalLM.from_pretrained{_and_tokenizer(tokenizer)}")

@@ -73,7 +73,7 @@ def residual_matters(result: Result) -> Finding:
 
 
 def third_round(result: Result) -> Finding:
-    """Judge whether the second round brings more than the third: gain against gain, seed by seed."""
+    """Judge whether the second round brings a gain, and more than the third: gain against gain, seed by seed."""
     metric = result["metrics"][0]
     one, two, three = (by_seed(result, arm, metric) for arm in ("standard", "boosted", "boosted-three-rounds"))
     seeds = sorted(one.keys() & two.keys() & three.keys())
@@ -86,8 +86,12 @@ def third_round(result: Result) -> Finding:
     if not seeds:
         return Finding(verdict="undecided", figure=figure_of(item), reason=reason_of(item))
     means = fmean(second.values()), fmean(third.values())
+    verdict = verdict_of(item)
+    two_rounds = paired_difference(two, one)
+    if verdict == "holds" and not (two_rounds.high is not None and two_rounds.high < 0):
+        verdict = "undecided"  # of two losses the smaller one is no gain
     return Finding(
-        verdict=verdict_of(item),
+        verdict=verdict,
         figure=f"gain {signed(means[0], 2)} by the second round, {signed(means[1], 2)} by the third",
         reason=reason_of(item),
         numbers={"gain by the second round": means[0], "gain by the third round": means[1], **numbers_of(item)},

@@ -1,4 +1,4 @@
-"""From the paired differences of a comparison to a verdict, the same rule for every empirical claim.
+"""From the paired differences of a comparison to a verdict, the same rule for every claim that one arm is better.
 
 The claimed side of zero decides with the 95 % interval of the difference, seed by seed: all of it on that side, the
 claim holds; all of it on the other side, it does not; zero inside, or too few seeds for an interval, undecided. Claims

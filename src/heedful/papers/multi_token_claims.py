@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heedful.papers.boosted_assessments import NAMES
 from heedful.papers.claim import Claim, Evidence
 from heedful.papers.multi_token_assessments import (
     FIND_THE_BLOCK,
@@ -164,6 +165,7 @@ CLAIMS: tuple[Claim, ...] = (
             recipe=LANGUAGE_MODEL_RECIPE,
             settings=SETTINGS,
             results=(LANGUAGE_MODELS,),
+            names=NAMES,
             assess=lower_perplexity,
             arms=("standard", "differential", "talking-heads", "multi-token"),
         ),
@@ -180,6 +182,7 @@ CLAIMS: tuple[Claim, ...] = (
             recipe=LANGUAGE_MODEL_RECIPE,
             settings=SETTINGS,
             results=(LANGUAGE_MODELS,),
+            names=NAMES,
             assess=mixing_gives_most,
             arms=("standard", "talking-heads", "multi-token-v1", "multi-token"),
         ),
@@ -196,6 +199,7 @@ CLAIMS: tuple[Claim, ...] = (
         evidence=Evidence(
             recipe="recipes/needles-small.toml",
             results=(NEEDLES,),
+            names=("needles-small", "needles"),
             assess=better_at_long_context,
             arms=("standard", "multi-token"),
         ),

@@ -20,6 +20,7 @@ One percent is 0.01 nats, about a seventh of the gain that the later paper repor
 """
 
 PUBLISHED_EXTRA = 12.5  # percent more parameters without embeddings, of the paper's wider control
+WIDER_IN = {"feed-forward": "wider in its feed-forward layers", "width": "wider in all its parts"}
 
 
 def identity_is_as_good(results: Mapping[str, Result]) -> Finding:
@@ -63,7 +64,9 @@ def nonlinear_is_better_than_a_larger_model(results: Mapping[str, Result]) -> Fi
     """Compare the nonlinear query with the widened standard model, whose size the boosted arm sets."""
     result = results[LANGUAGE_MODELS]
     found = judge(result, "nonlinear-query", "standard-wide")
-    sizes = {arm["name"]: arm["parameters_without_embeddings"] for arm in result["arms"]}
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    sizes = {name: arm["parameters_without_embeddings"] for name, arm in arms.items()}
+    where = WIDER_IN.get((arms["standard-wide"].get("match") or {}).get("vary"), "larger")
     extra = 100 * (sizes["standard-wide"] / sizes["standard"] - 1)
     larger = extra >= PUBLISHED_EXTRA
     # Beating a larger control says more than was claimed, and losing to it nothing; with a smaller one it is reversed.
@@ -71,7 +74,7 @@ def nonlinear_is_better_than_a_larger_model(results: Mapping[str, Result]) -> Fi
     return replace(
         found,
         verdict=found.verdict if decided else "undecided",
-        reason=f"{found.reason} The control here is wider in all its parts and has {extra:.1f} % more parameters "
+        reason=f"{found.reason} The control here is {where} and has {extra:.1f} % more parameters "
         f"without embeddings, where the paper's has {PUBLISHED_EXTRA:g} % more in its feed-forward layers.",
         numbers={**found.numbers, "parameters of the control beyond the linear model, percent": extra},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heedful.papers.boosted_assessments import NAMES
 from heedful.papers.claim import Claim, Evidence
 from heedful.papers.nonlinear_query_assessments import (
     LANGUAGE_MODELS,
@@ -115,6 +116,7 @@ CLAIMS: tuple[Claim, ...] = (
             recipe=LANGUAGE_MODEL_RECIPE,
             settings=SETTINGS,
             results=(LANGUAGE_MODELS,),
+            names=NAMES,
             assess=identity_is_as_good,
             arms=("standard", "identity-query"),
         ),
@@ -132,6 +134,7 @@ CLAIMS: tuple[Claim, ...] = (
             recipe=LANGUAGE_MODEL_RECIPE,
             settings=SETTINGS,
             results=(LANGUAGE_MODELS,),
+            names=NAMES,
             assess=nonlinear_is_better,
             arms=("standard", "nonlinear-query"),
         ),
@@ -149,6 +152,7 @@ CLAIMS: tuple[Claim, ...] = (
             recipe=LANGUAGE_MODEL_RECIPE,
             settings=SETTINGS,
             results=(LANGUAGE_MODELS,),
+            names=NAMES,
             assess=nonlinearity_is_what_pays,
             arms=("standard", "nonlinear-query", "nonlinear-query-linear-control"),
         ),
@@ -166,6 +170,7 @@ CLAIMS: tuple[Claim, ...] = (
             recipe=LANGUAGE_MODEL_RECIPE,
             settings=SETTINGS,
             results=(LANGUAGE_MODELS,),
+            names=NAMES,
             assess=nonlinear_is_better_than_a_larger_model,
             arms=("standard", "standard-wide", "nonlinear-query"),
         ),
@@ -183,6 +188,7 @@ CLAIMS: tuple[Claim, ...] = (
         evidence=Evidence(
             recipe="recipes/learning-rate-tolerance-small.toml",
             results=(TOLERANCE,),
+            names=("learning-rate-tolerance-small", "learning-rate-tolerance"),
             assess=nonlinear_tolerates_larger_rates,
             arms=("linear", "linear-qk-norm", "nonlinear-query", "nonlinear-query-linear-control"),
         ),
