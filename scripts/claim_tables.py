@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from heedful.papers.claim import Claim
 from heedful.papers.findings import SavedFinding, not_looked_at, saved_findings
 from heedful.papers.registry import CLAIMS
 from heedful.papers.table import summary
+from scripts.result_words import escaped
 
 PAPERS = {
     "boosted": "Boosted and twicing attention",
@@ -31,9 +30,9 @@ def claim_table() -> str:
 def _row(claim: Claim, saved: SavedFinding) -> str:
     finding = saved.finding
     cells = (
-        f"{_cell(claim.statement)}<br>`{claim.name}`, {claim.kind}; {_cell(claim.source)}",
-        _cell(claim.published),
-        f"{_cell(finding.figure)}<br>{_cell(finding.reason)}",
+        f"{escaped(claim.statement)}<br>`{claim.name}`, {claim.kind}; {escaped(claim.source)}",
+        escaped(claim.published),
+        f"{escaped(finding.figure)}<br>{escaped(finding.reason)}",
         f"**{finding.verdict}**" if finding.verdict != "not tested here" else finding.verdict,
     )
     return f"| {' | '.join(cells)} |"
@@ -51,8 +50,3 @@ def _sources(findings: list[SavedFinding]) -> str:
             checked.add(f"{saved.source.machine}, {saved.source.threads} thread, torch {saved.source.torch}, {commit}")
     text = f"Computed on {'; '.join(sorted(checked))}."
     return f"{text} Judged by {', '.join(sorted(judged))}, where machine, commit and seeds stand." if judged else text
-
-
-def _cell(text: str) -> str:
-    """Return text as it shall be read: no table cell may end early, and no formula may turn into italics."""
-    return re.sub(r"([|*_<>])", r"\\\1", text)

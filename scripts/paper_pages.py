@@ -15,6 +15,7 @@ from heedful.papers.claim import Claim
 from heedful.papers.findings import FILE, SavedFinding, not_looked_at, saved_findings
 from heedful.papers.judging import difference
 from heedful.papers.registry import CLAIMS
+from heedful.papers.table import summary
 from heedful.study.additivity import losses
 from heedful.study.facts import setting
 from heedful.study.statistics import PairedDifference, summarise
@@ -150,7 +151,13 @@ def claims_part(paper: Paper, file: Path = FILE) -> str:
     claims = [claim for claim in CLAIMS.values() if claim.paper == paper]
     found = {claim.name: saved.get(claim.name) or not_looked_at(claim) for claim in claims}
     headers = ["claim", "kind", "theirs", "ours", "verdict", "hardware", "how to re-run"]
-    return "\n".join([verdict_counts(claims, found), "", table(headers, [claim_row(c, found[c.name]) for c in claims])])
+    return "\n".join(
+        [
+            summary([(claim, found[claim.name]) for claim in claims]),
+            "",
+            table(headers, [claim_row(c, found[c.name]) for c in claims]),
+        ]
+    )
 
 
 def claim_row(claim: Claim, saved: SavedFinding) -> list[str]:
@@ -165,13 +172,3 @@ def claim_row(claim: Claim, saved: SavedFinding) -> list[str]:
         NONE if source is None else source.machine,
         f"`heedful claims run {claim.name}`" if claim.evidence is None else f"`{claim.evidence.command}`",
     ]
-
-
-def verdict_counts(claims: list[Claim], found: Mapping[str, SavedFinding]) -> str:
-    """Say how many claims have which verdict."""
-    counts: dict[str, int] = {}
-    for claim in claims:
-        word = found[claim.name].finding.verdict
-        counts[word] = counts.get(word, 0) + 1
-    order = ("holds", "holds in part", "does not hold", "undecided", "not tested here")
-    return f"{len(claims)} claims: {', '.join(f'{counts[word]} {word}' for word in order if word in counts)}."

@@ -95,7 +95,9 @@ def _lines(title: str, cells: Sequence[dict[str, Any]], names: Iterable[str]) ->
     lines = [f"{title}, {sum(cell['samples'] for cell in cells):,} samples, per cent right (95 %)"]
     for cell in cells:
         place = ", ".join(f"{name} {cell[name]}" for name in names)
+        frequent = f", most frequent answer {cell['most_frequent']:.1f}" if "most_frequent" in cell else ""
         lines.append(
-            f"{place:<36} {cell['accuracy']:.1f} ({cell['low']:.1f} to {cell['high']:.1f}); chance {cell['chance']:.1f}"
+            f"{place:<36} {cell['accuracy']:.1f} ({cell['low']:.1f} to {cell['high']:.1f}); chance "
+            f"{cell['chance']:.1f}{frequent}"
         )
     return lines
