@@ -55,25 +55,29 @@ gpu: $(VENV)/.dev  ## CUDA tests, benchmarks and profile, and the study if CORPU
 	@if [ -n "$(CORPUS)" ]; then $(MAKE) --no-print-directory study CORPUS="$(CORPUS)"; \
 	else echo "For the language-model study: make study CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; fi
 
-# Ends itself after nine minutes, with an error, until everything is done, and goes on where it was when it is called again.
-# How many runs at a time are fastest depends on the GPU; it is no part of a recipe and may change between calls.
+# One call ends itself after nine minutes, with an error until everything is done, and the next goes on where it was. How many
+# runs at a time are fastest depends on the GPU; it is no part of a recipe and may change between calls.
 WORKERS ?= 4
 TEXTS = --data.corpus "$(CORPUS)/train.txt" --data.valid_corpus "$(CORPUS)/valid.txt" --data.test_corpus "$(CORPUS)/test.txt"
-SLICE = --minutes 9 --workers $(WORKERS)
+FURTHER = $(if $(wildcard $(CORPUS)/wikitext.txt),--task.further_tests.wikitext "$(CORPUS)/wikitext.txt")
+NEEDS_TEXTS = @test -n "$(CORPUS)" || { echo "make $@ needs CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; exit 2; }
+# What is left of the nine minutes, for a comparison that begins when another has ended within them.
+SLICE = --workers $(WORKERS) --minutes $$(( (end - $$(date +%s)) / 60 )).5
+
 study: $(VENV)/.core  ## the papers' experiments for a GPU, on the texts in CORPUS, in slices of ten minutes
-	@test -n "$(CORPUS)" || { echo "make study needs CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; exit 2; }
-	$(BIN)/heedful compare recipes/language-models.toml $(SLICE) $(TEXTS) \
-	$(if $(wildcard $(CORPUS)/wikitext.txt),--task.further_tests.wikitext "$(CORPUS)/wikitext.txt")
-	$(BIN)/python -m scripts.find_the_block --paper-size $(SLICE)
+	$(NEEDS_TEXTS)
+	end=$$(( $$(date +%s) + 510 )); \
+	$(BIN)/heedful compare recipes/language-models.toml $(SLICE) $(TEXTS) $(FURTHER) && \
+	$(BIN)/python -m scripts.find_the_block --paper-size $(SLICE) && \
 	$(BIN)/heedful compare recipes/needles.toml $(SLICE) $(TEXTS)
 
-small-studies: $(VENV)/.core  ## the same experiments for two CPU cores, on the texts in CORPUS; about two hours
-	@test -n "$(CORPUS)" || { echo "make small-studies needs CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; exit 2; }
-	$(BIN)/heedful compare recipes/language-models-small.toml --workers 2 $(TEXTS) \
-	$(if $(wildcard $(CORPUS)/wikitext.txt),--task.further_tests.wikitext "$(CORPUS)/wikitext.txt")
+small-studies: $(VENV)/.core  ## the same for two CPU cores, about two hours; long bAbI as well with BABI=ARCHIVE
+	$(NEEDS_TEXTS)
+	$(BIN)/heedful compare recipes/language-models-small.toml --workers 2 $(TEXTS) $(FURTHER)
 	$(BIN)/heedful compare recipes/learning-rate-tolerance-small.toml --workers 2 $(TEXTS)
 	$(BIN)/python -m scripts.find_the_block --workers 2
 	$(BIN)/heedful compare recipes/needles-small.toml --workers 2 $(TEXTS)
+	$(if $(BABI),$(BIN)/heedful compare recipes/long-babi-small.toml --workers 2 --task.archive "$(BABI)" $(TEXTS))
 
 docs: $(VENV)/.docs  ## build the documentation into site/
 	$(BIN)/python -m mkdocs build --strict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from heedful.study.heat_maps import GRIDS, heat_map, mean_cells, panels_of
@@ -31,7 +32,9 @@ def needles_table(folder: Path = RESULTS) -> str:
     setups = _setups(result, ("needles", "length"))
     headers = ["arm", *(f"{needles} needles, {length} tokens" for needles, length in setups)]
     chance = ["chance: any one of the needles", *(f"{100 / needles:.1f}" for needles, _ in setups)]
-    lines = [chance, *_rows(result, setups, ("needles", "length"))]
+    depths = sorted({cell["depth"] for cell in _first_test(result)["cells"]})
+    last = [f"{100 * fmean(depth ** (needles - 1) for depth in depths):.1f}" for needles, _ in setups]
+    lines = [chance, ["chance: always the last needle", *last], *_rows(result, setups, ("needles", "length"))]
     return "\n".join([table(headers, lines, 1), *_pictures(result), *_about(result)])
 
 
@@ -89,7 +92,10 @@ def _setups(result: Result, keys: tuple[str, str]) -> list[tuple[int, int]]:
 
 
 def _rows(result: Result, setups: list[tuple[int, int]], keys: tuple[str, str]) -> list[list[str]]:
-    """Return a line for each arm: accuracy over all samples of a setup, with Wilson's interval of these samples."""
+    """Return a line for each arm: accuracy over all samples of a setup, with an interval for the samples of one seed.
+
+    Seeds may share questions, so their samples are not counted together.
+    """
     rows = []
     for arm in result["arms"]:
         cells = mean_cells(result, arm["name"])
@@ -100,7 +106,8 @@ def _rows(result: Result, setups: list[tuple[int, int]], keys: tuple[str, str]) 
             if not samples:
                 line.append("diverged")
                 continue
-            low, high = wilson_interval(right, samples)
+            seeds = sum(run["arm"] == arm["name"] and run["test"] is not None for run in result["runs"])
+            low, high = wilson_interval(round(right / seeds), samples // seeds)
             line.append(f"{100 * right / samples:.1f}<br>{100 * low:.1f} to {100 * high:.1f}")
         rows.append(line)
     return rows
@@ -113,9 +120,9 @@ def _about(result: Result) -> list[str]:
     dirty = ", with changes that were not committed" if commit["dirty"] else ""
     seeds = ", ".join(map(str, result["recipe"]["seeds"]))
     return [
-        f"Per cent right over all seeds ({seeds}); below it Wilson's 95 % interval, which covers the choice of samples "
-        f"and not the spread between seeds. Trained with {result['recipe']['train']['steps']:,} steps on the task "
-        f"itself, in the text of {facts['text between']}.",
+        f"Per cent right over all seeds ({seeds}); below it Wilson's 95 % interval for as many samples as one seed "
+        "has, which covers the choice of samples and not the spread between seeds. Trained with "
+        f"{result['recipe']['train']['steps']:,} steps on the task itself, in the text of {facts['text between']}.",
         "",
         f"`{result['command']}`, {', '.join(result['machines'])}, {result['environment']['threads']} threads, commit "
         f"{commit['commit'][:10]}{dirty}; each cell with its interval is in `results/{result['name']}.json`.",

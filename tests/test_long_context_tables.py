@@ -47,7 +47,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shown(right: int, samples: int) -> str:
-    low, high = wilson_interval(right, samples)
+    """Write what two seeds together found, with the interval for as many samples as one has."""
+    low, high = wilson_interval(right // 2, samples // 2)
     return f"{100 * right / samples:.1f}<br>{100 * low:.1f} to {100 * high:.1f}"
 
 
@@ -55,9 +56,10 @@ def test_needles_are_summed_over_depths_and_seeds(folder: Path) -> None:
     lines = needles_table(folder).splitlines()
     assert lines[0] == "| arm | 2 needles, 64 tokens | 4 needles, 64 tokens |"
     assert lines[2] == "| chance: any one of the needles | 50.0 | 25.0 |"
-    assert lines[3] == f"| standard | {shown(1 + 3 + 3 + 5, 40)} | {shown(0 + 8 + 2 + 10, 40)} |"
-    assert lines[4] == "| broken | diverged | diverged |"
-    about = "\n".join(lines[5:])
+    assert lines[3] == "| chance: always the last needle | 50.0 | 50.0 |"
+    assert lines[4] == f"| standard | {shown(1 + 3 + 3 + 5, 40)} | {shown(0 + 8 + 2 + 10, 40)} |"
+    assert lines[5] == "| broken | diverged | diverged |"
+    about = "\n".join(lines[6:])
     assert "1,200 steps" in about
     assert "in the text of a book" in about
     assert "commit 0123456789, with changes that were not committed" in about

@@ -80,9 +80,7 @@ def check_tests(result: dict[str, Any], keys: list[tuple[Any, ...]], names: tupl
             assert cell["samples"] == samples
             assert (cell["low"], cell["high"]) == pytest.approx((100 * low, 100 * high))
         right = sum(cell["right"] for cell in test["cells"])
-        assert test["samples"] == samples * len(keys)
-        assert test["errors"] == test["samples"] - right
-        assert test["error"] == pytest.approx(100 * test["errors"] / test["samples"])
+        assert test["error"] == pytest.approx(100 - 100 * right / (samples * len(keys)))
 
 
 def test_needles_are_scored_in_every_cell(needles: tuple[dict[str, Any], str]) -> None:
@@ -91,6 +89,9 @@ def test_needles_are_scored_in_every_cell(needles: tuple[dict[str, Any], str]) -
     facts = dict(needles[0]["data"]["facts"])
     assert "So the code of" in facts["a sample"]
     assert "100 % and 50 %" in facts["chance"]
+    for run in needles[0]["runs"]:
+        assert run["test"]["samples"] == 20
+        assert run["test"]["errors"] == 20 - sum(cell["right"] for cell in run["test"]["cells"])
 
 
 def test_long_babi_is_scored_in_every_cell(long_babi: tuple[dict[str, Any], str]) -> None:
@@ -98,6 +99,9 @@ def test_long_babi_is_scored_in_every_cell(long_babi: tuple[dict[str, Any], str]
     facts = dict(long_babi[0]["data"]["facts"])
     assert "12 of 12 of task 1" in facts["test questions"]
     assert "33.33 %" in facts["chance"]
+    # Seeds and amounts of text share questions: nothing counts their samples together.
+    assert all("samples" not in run["test"] for run in long_babi[0]["runs"])
+    assert all(arm["error_interval"] is None for arm in long_babi[0]["arms"])
     assert len(long_babi[0]["data"]["babi_sha256"]) == 64
 
 

@@ -11,10 +11,14 @@ from heedful.tasks.long_babi import BabiStories, LongBabiData, LongBabiResult, e
 
 if TYPE_CHECKING:
     from heedful.data import TokenDataset, TokenSplit
+    from heedful.models import DecoderLM
     from heedful.study.long_context_tasks import LongBabiTask
     from heedful.study.recipe import Recipe
     from heedful.tasks.answers import Sample
     from heedful.tasks.long_babi import Part
+
+POOLED = ("errors", "samples", "interval")
+"""What a test of samples that share no questions says beside its error."""
 
 
 class LongBabiWorkload(AnswerWorkload):
@@ -65,6 +69,14 @@ class LongBabiWorkload(AnswerWorkload):
             device=self.device,
             stories=self.stories[part],
         )
+
+    def test(self, model: DecoderLM, seed: int) -> dict[str, Any]:
+        """Return the error over all cells, and each cell by itself.
+
+        Counts stand in the cells alone: the seeds and the amounts of text share questions, so samples of several must
+        not be taken for that many more.
+        """
+        return {key: value for key, value in super().test(model, seed).items() if key not in POOLED}
 
     def samples_per_cell(self) -> tuple[int, int]:
         """Return how many samples of a cell are scored in validation and in the test."""

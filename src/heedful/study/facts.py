@@ -88,6 +88,9 @@ def provenance(result: dict[str, Any]) -> list[tuple[str, str]]:
     environment, data = result["environment"], result["data"]
     source = result["commit"]
     commit = "not in a checkout" if source is None else source["commit"] + (" with changes" if source["dirty"] else "")
+    trained = result.get("commits", [])
+    if len(trained) > 1 or trained not in ([], [commit]):
+        commit += f" (result); runs trained from {listed(trained)}"
     versions = [f"{name} {version}" for name, version in environment["packages"].items() if version]
     facts = [
         ("commit", commit),

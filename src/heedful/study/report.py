@@ -171,7 +171,7 @@ def _table_notes(result: dict[str, Any]) -> list[str]:
             f"{number_of(result['tests'], 'test')}, all of this report (arms against the baseline and against their "
             "controls). Intervals are not corrected."
         )
-    if "error" in result["metrics"]:
+    if any(arm["error_interval"] for arm in result["arms"]):
         notes.append(
             "The Wilson interval pools the seeds: it covers the choice of test samples, not the spread between seeds."
         )

@@ -70,7 +70,8 @@ def build_result(plan: Plan, records: list[ArmRecords]) -> dict[str, Any]:
         "probe_tokens": workload.probe_tokens().numel(),
         "baseline": recipe.baseline,
         "tests": sum(item["p_value"] is not None and item["metric"] == workload.metrics[0] for item in comparisons),
-        "runs_at_once": max(run["runs_at_once"] for arm in records for run in arm.runs),
+        "runs_at_once": max(run.get("runs_at_once", 1) for arm in records for run in arm.runs),
+        "commits": _commits(records),
         "arms": [_arm(arm, plan) for arm in records],
         "comparisons": comparisons,
         "runs": [run for arm in records for run in _runs(arm)],
@@ -116,9 +117,15 @@ def _arm(records: ArmRecords, plan: Plan) -> dict[str, Any]:
     }
 
 
+def _commits(records: list[ArmRecords]) -> list[str]:
+    """Return the commits that the runs were trained from; a comparison that went on may have several."""
+    sources = [run.get("source") for arm in records for run in arm.runs]
+    return sorted({f"{item['commit']}{' with changes' if item['dirty'] else ''}" for item in sources if item})
+
+
 def _speed(finished: list[dict[str, Any]]) -> float | None:
     """Return the mean of some runs, None where several shared the machine: that is no speed of one of them."""
-    if not finished or any(run["runs_at_once"] > 1 for run in finished):
+    if not finished or any(run.get("runs_at_once", 1) > 1 for run in finished):
         return None
     return fmean(run["tokens_per_second"] for run in finished)
 

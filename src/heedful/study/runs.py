@@ -6,6 +6,7 @@ the test, and from then on only read. An unfinished training goes on from its la
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from heedful.study.round_maps import attention_findings
 from heedful.study.workloads import Workload
 from heedful.train import DivergenceError, LineReporter, load_best, read_metrics, train
 from heedful.train.device import resolve_device
-from heedful.train.environment import cpu_name
+from heedful.train.environment import cpu_name, git_state
 from heedful.train.run_folder import read_json
 
 Report = Callable[[str], None]
@@ -97,7 +98,7 @@ def train_run(run: Run, workload: Workload, comparison: Path, report: Report | N
             "peak_memory_bytes": result.peak_memory_bytes,
         }
     record["machine"] = machine(config.device)
-    record |= {"runs_at_once": run.at_once, "threads": torch.get_num_threads()}
+    record |= {"runs_at_once": run.at_once, "threads": torch.get_num_threads(), "source": source_of_run()}
     record["curve"] = [line for line in read_metrics(folder) if workload.curve["key"] in line]
     write_json_atomically(record_file, record)
     return record
@@ -123,6 +124,12 @@ def score_run(run: Run, workload: Workload, comparison: Path, *, with_pictures: 
     write_json_atomically(test_file, findings)
     _drop_training_state(folder)
     return findings
+
+
+@functools.cache
+def source_of_run() -> dict[str, Any] | None:
+    """Return commit and state of the checkout that this process runs from, None outside one."""
+    return git_state(Path(__file__))
 
 
 def machine(device_name: str) -> str:

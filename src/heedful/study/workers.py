@@ -90,6 +90,7 @@ class _Workers:
     def __init__(self, plan: Plan, folder: Path, workers: int) -> None:
         threads = max(1, torch.get_num_threads() // workers)
         self._workers = workers
+        self._others = set(multiprocessing.active_children())
         self._jobs: dict[Future[dict[str, Any]], Job] = {}
         self._pool = ProcessPoolExecutor(
             workers,
@@ -103,7 +104,7 @@ class _Workers:
 
     def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
         if kind is not None:
-            for process in multiprocessing.active_children():
+            for process in set(multiprocessing.active_children()) - self._others:
                 process.terminate()  # SIGTERM: a training ends after its step, with a checkpoint
         self._pool.shutdown(cancel_futures=True)
 
@@ -152,7 +153,8 @@ def _work(task: Any, arm: str, learning_rate: float, seed: int, with_pictures: b
     try:
         return carry_out(Job(task=task, run=run, with_pictures=with_pictures), plan, _Place.folder, _silent)
     except KeyboardInterrupt:
-        if os.getppid() == 1:  # nobody is left to hear of it
+        parent = multiprocessing.parent_process()
+        if parent is None or not parent.is_alive():  # nobody is left to hear of it
             os._exit(1)
         raise
 

@@ -124,7 +124,8 @@ class NeedlesData:
             )
         self._writer = NeedleWriter(Filler(tokens, tokenizer), tokenizer)
         for needles in config.needles:
-            self._writer.require(self._request(needles, min(config.lengths)))
+            for length in config.lengths:
+                self._writer.require(self._request(needles, length))
         fingerprint = fingerprint_of(
             kind="needles",
             tokens=tokens_sha256,
@@ -238,7 +239,8 @@ def evaluate_needles(
     check_seed(seed)
     writer = NeedleWriter(Filler(tokens, tokenizer), tokenizer)
     for needles in config.needles:
-        writer.require(config.request(needles, min(config.lengths), role))
+        for length in config.lengths:
+            writer.require(config.request(needles, length, role))
     cells = []
     for needles in config.needles:
         for length in config.lengths:
