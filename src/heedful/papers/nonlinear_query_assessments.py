@@ -66,7 +66,8 @@ def nonlinear_is_better_than_a_larger_model(results: Mapping[str, Result]) -> Fi
     found = judge(result, "nonlinear-query", "standard-wide")
     arms = {arm["name"]: arm for arm in result["arms"]}
     sizes = {name: arm["parameters_without_embeddings"] for name, arm in arms.items()}
-    where = WIDER_IN.get((arms["standard-wide"].get("match") or {}).get("vary"), "larger")
+    match = arms["standard-wide"].get("match") or {}
+    where = WIDER_IN.get(str(match.get("vary")), "larger")
     extra = 100 * (sizes["standard-wide"] / sizes["standard"] - 1)
     larger = extra >= PUBLISHED_EXTRA
     # Beating a larger control says more than was claimed, and losing to it nothing; with a smaller one it is reversed.
