@@ -153,10 +153,9 @@ def _work(task: Any, arm: str, learning_rate: float, seed: int, with_pictures: b
     try:
         return carry_out(Job(task=task, run=run, with_pictures=with_pictures), plan, _Place.folder, _silent)
     except KeyboardInterrupt:
-        parent = multiprocessing.parent_process()
-        if parent is None or not parent.is_alive():  # nobody is left to hear of it
-            os._exit(1)
-        raise
+        # Stopped, with a checkpoint. To wait for another job now could be for ever: whoever hands them out may be gone,
+        # or wait for this process to end.
+        os._exit(1)
 
 
 def _silent(line: str) -> None:
