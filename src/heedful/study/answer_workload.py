@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -36,7 +37,7 @@ class CellResult(Protocol):
         ...
 
 
-class AnswerWorkload:
+class AnswerWorkload(ABC):
     """Base of the workloads whose samples lie in the text of `[data]`; tested by the share with any wrong token.
 
     Training, validation and test samples lie in the text of their own split.
@@ -52,25 +53,25 @@ class AnswerWorkload:
         self.tokenizer: Tokenizer | None = dataset.tokenizer
         self.curve: dict[str, Any] = {"key": "val/error", "label": "validation error (%)"}
 
+    @abstractmethod
     def training_data(self, seed: int) -> TrainingData:
         """Return the batches of `seed`, the same for every arm."""
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self, model: Any, split: TokenSplit, seed: int, samples_per_cell: int) -> CellResult:
         """Score a model on samples of a split in all cells."""
-        raise NotImplementedError
 
+    @abstractmethod
     def samples_per_cell(self) -> tuple[int, int]:
         """Return how many samples of a cell are scored in validation and in the test."""
-        raise NotImplementedError
 
+    @abstractmethod
     def probe_samples(self) -> list[Sample]:
         """Return test samples of a seed that no run has, to look into a model with."""
-        raise NotImplementedError
 
+    @abstractmethod
     def facts(self) -> list[list[str]]:
         """Return what a reader must know of the task, as pairs of name and value."""
-        raise NotImplementedError
 
     def task_hashes(self) -> dict[str, str]:
         """Return what files besides the text are known by."""
