@@ -7,6 +7,7 @@ gains 1 + N(0, 0.09), biases N(0, 0.09): every part matters, so that mistakes sh
 import torch
 
 from heedful.models import DecoderLM, decoder_config
+from heedful.papers.random_models import draw
 
 VOCABULARY, LAYERS, SIZE = 31, 4, 48
 NO_SKIPS = {"attention_skip": False, "feed_forward_skip": False}
@@ -27,22 +28,8 @@ def net(names="standard", seed=0, **fields):
     return randomised(model, seed)
 
 
-@torch.no_grad()
 def randomised(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    model = model.double().eval()
-    for name, parameter in model.named_parameters():
-        drawn = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        if "norm" in name and name.endswith("weight"):
-            drawn = 1 + 0.3 * drawn
-        elif parameter.dim() < 2:
-            drawn = 0.3 * drawn
-        elif name.startswith("position_embedding"):
-            drawn = 0.5 * drawn
-        elif not name.startswith("token_embedding"):
-            drawn = drawn * (1.5 if "down_proj" in name else 1.0) / parameter[0].numel() ** 0.5
-        parameter.copy_(drawn)
-    return model
+    return draw(model, seed)
 
 
 def tokens(length=12, batch=2, seed=5):
