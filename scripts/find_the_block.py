@@ -42,7 +42,7 @@ class Size:
 LAPTOP = Size(
     recipe=Path("recipes/find-the-block.toml"),
     prefix="find-the-block",
-    steps={5: None, 8: 600},
+    steps={5: None, 8: 1_800},
     choose_once=True,
 )
 PAPER = Size(

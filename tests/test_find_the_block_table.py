@@ -215,7 +215,8 @@ def test_it_stops_where_a_comparison_stops_and_goes_on_without_repeating(runs: R
 def test_a_finished_comparison_of_another_recipe_is_refused(runs: Runs) -> None:
     assert find_the_block.main(find_the_block.Options()) == 0
     recipe = runs.root / LAPTOP.recipe
-    recipe.write_text(recipe.read_text(encoding="utf-8").replace("steps = 500", "steps = 501"), encoding="utf-8")
-    with pytest.raises(ValueError, match=r"train\.steps is 500 there and 501 here"):
+    given = recipe.read_text(encoding="utf-8")
+    recipe.write_text(given.replace("steps = 1_500", "steps = 1_501"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"train\.steps is 1500 there and 1501 here"):
         find_the_block.main(find_the_block.Options())
     assert len(runs.names) == 6
