@@ -13,11 +13,14 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from benchmarks.measuring import ROOT, describe
@@ -65,6 +68,9 @@ class Options:
     start: str = ""
     """What stands before BLiMP's sentences; end of text by default. Use "." for models trained without it."""
 
+    workers: int = 1
+    """Runs to score at a time, each in a process of its own on the same device."""
+
     output: Path = OUTPUT
     """Where the result goes."""
 
@@ -89,6 +95,8 @@ def measure(options: Options) -> dict[str, Any]:
     recipe = load_recipe(options.comparison / "recipe.json", {})
     if recipe.task.kind != "language-modelling":
         raise ValueError(f"{options.comparison} compares models of {recipe.task.kind}; these tasks need text.")
+    if options.workers < 1:
+        raise ValueError(f"--workers must be at least 1, got {options.workers}.")
     texts, pairs = read_lambada(options.lambada), read_blimp(options.blimp)
     examples = Examples(
         texts=draw(texts, options.lambada_limit, options.seed, "lambada"),
@@ -115,18 +123,31 @@ def measure(options: Options) -> dict[str, Any]:
         "runs": [],
     }
     result |= _earlier(options.output, result)
-    for run in comparison["runs"]:
-        if run["chosen"] and run["test"] is not None and not _find(result, run):
-            begin = time.perf_counter()
-            found = score(_folder(options.comparison, run), examples)
-            result["runs"].append({**_name(run), **found})
-            result["seconds"] += time.perf_counter() - begin
-            write_json_atomically(options.output, result)
-            print(f"{run['arm']}, seed {run['seed']}: BLiMP {100 * found['blimp']['accuracy']:.2f} %", flush=True)
+    left = [run for run in _tested(comparison) if not _find(result, run)]
+    begin, before = time.perf_counter(), result["seconds"]
+    for run, found in scored(left, options, examples):
+        result["runs"].append({**_name(run), **found})
+        result["seconds"] = before + time.perf_counter() - begin
+        write_json_atomically(options.output, result)
+        print(f"{run['arm']}, seed {run['seed']}: BLiMP {100 * found['blimp']['accuracy']:.2f} %", flush=True)
     result["complete"] = True
     result |= summary(result["runs"], comparison)
     write_json_atomically(options.output, result)
     return result
+
+
+def scored(
+    runs: Sequence[Mapping[str, Any]], options: Options, examples: Examples
+) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+    """Yield runs, in their order, with what each scores."""
+    folders = [_folder(options.comparison, run) for run in runs]
+    if options.workers == 1:
+        yield from zip(runs, (score(folder, examples) for folder in folders), strict=True)
+        return
+    threads = max(1, torch.get_num_threads() // options.workers)
+    context = get_context("spawn")  # a forked process cannot use CUDA
+    with ProcessPoolExecutor(options.workers, context, torch.set_num_threads, (threads,)) as pool:
+        yield from zip(runs, pool.map(score, folders, [examples] * len(folders)), strict=True)
 
 
 def score(folder: Path, examples: Examples) -> dict[str, Any]:
@@ -220,8 +241,7 @@ def _comparison(comparison: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             "learning_rate": run["learning_rate"],
             "checkpoint": read_json(_folder(folder, run) / "checkpoints" / "best.json")["sha256"],
         }
-        for run in comparison["runs"]
-        if run["chosen"] and run["test"] is not None
+        for run in _tested(comparison)
     }
     if not runs:
         raise ValueError(f"{folder} holds no run that was tested; let heedful compare finish first.")
@@ -234,6 +254,10 @@ def _comparison(comparison: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "baseline": comparison["baseline"],
         "runs": runs,
     }
+
+
+def _tested(comparison: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [run for run in comparison["runs"] if run["chosen"] and run["test"] is not None]
 
 
 def _earlier(output: Path, result: dict[str, Any]) -> dict[str, Any]:
