@@ -21,6 +21,7 @@ def load():
         os.environ["TRITON_INTERPRET"] = "1"
     try:
         from heedful.ops.multi_token import triton_launches, triton_row_launches  # noqa: F401
+        from heedful.train import cross_entropy_launches  # noqa: F401
 
         if INTERPRETED:
             importlib.import_module("triton.experimental.gluon")  # Triton does so later, and it reads the variable too

@@ -8,6 +8,9 @@ lse_i = log sum_v exp s_iv, the sums over the scored tokens are
 and the gradient of the objective with respect to the logits is softmax(s_i) (1 + 2 z lse_i) - onehot(y_i). It is known
 as soon as the logits are, so the gradients with respect to h, W and b are taken chunk by chunk in the forward pass, and
 the backward pass only scales them: the logits of one chunk live at a time and none are computed twice.
+
+The products are torch's. Softmax, losses and the gradient of the logits are those of `heedful.train.cross_entropy_rows`:
+one Triton kernel on a GPU, torch's operations elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from heedful.data.batches import IGNORED
+from heedful.train.cross_entropy_rows import RowScorer, ScoredRows, choose_rows
 
 LOGITS_OF_A_CHUNK = 2**26
 
@@ -31,15 +34,16 @@ def chunked_cross_entropy(
     *,
     z_loss: float = 0.0,
     chunk_tokens: int | None = None,
+    rows: RowScorer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the objective and the cross-entropy of this module's formulas, sums in nats over the scored tokens.
 
-    The products with W are computed in the type of `hidden`, or in autocast's where it is on; logits, softmax and sums
-    in float32, the sum of W's gradient over the chunks included (all in float64 for float64). Besides the logits of a
-    chunk (4 bytes each, 6 where the products are bfloat16) the forward pass makes one tensor like each of `hidden`,
-    `weight` and `bias` (under autocast, two more like `weight` in bfloat16 that it frees at its end). The backward pass
-    hands out those very tensors, so a second one through the same graph is an error, and so is a derivative of the
-    gradient.
+    The products with W are computed in the type of `hidden`, or in autocast's where it is on; softmax and sums in
+    float32, the sum of W's gradient over the chunks included (all in float64 for float64). Besides the logits of a
+    chunk (for the Triton kernel in the type of the products, so 2 bytes each in bfloat16; in torch 4 bytes each, 6
+    where the products are bfloat16) the forward pass makes one tensor like each of `hidden`, `weight` and `bias` (under
+    autocast, two more like `weight` in bfloat16 that it frees at its end). The backward pass hands out those very
+    tensors, so a second one through the same graph is an error, and so is a derivative of the gradient.
 
     Args:
         hidden: (..., D), floats.
@@ -48,6 +52,7 @@ def chunked_cross_entropy(
         targets: int64, shaped as `hidden` without its last dimension; IGNORED is not scored.
         z_loss: the coefficient z.
         chunk_tokens: tokens at a time; None takes as many as make 2^26 logits. It changes the result by rounding only.
+        rows: `torch_rows` or `triton_rows`; None takes the kernel where it runs: `choose_rows` says where.
 
     Returns:
         objective, which gradients flow through, and cross-entropy, which none do; both 0-dimensional, float32 (float64
@@ -55,20 +60,30 @@ def chunked_cross_entropy(
     """
     if not torch.is_grad_enabled():
         hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
-    result: Any = _ChunkedCrossEntropy.apply(hidden, weight, bias, targets, z_loss, chunk_tokens)
+    result: Any = _ChunkedCrossEntropy.apply(hidden, weight, bias, targets, z_loss, chunk_tokens, rows)
     return result
 
 
 @torch.no_grad()
 def chunked_token_losses(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, chunk_tokens: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    *,
+    chunk_tokens: int | None = None,
+    rows: RowScorer | None = None,
 ) -> Tensor:
     """Return -log p(target) of every token in nats, (N,), 0 where it is IGNORED; without gradients.
 
     Arguments, precision and memory are those of `chunked_cross_entropy`.
     """
-    head = _Head(hidden, weight, bias)
-    return torch.cat([head.score(hidden, targets, part).losses for part in head.parts(hidden, chunk_tokens)])
+    head = _Head(hidden, weight, bias, rows)
+
+    def losses(part: slice) -> Tensor:  # a call, so that a chunk is freed before the next is made
+        return head.score(hidden, targets, part, gradient=False).rows.losses
+
+    return torch.cat([losses(part) for part in head.parts(hidden, chunk_tokens)])
 
 
 class _Chunk(NamedTuple):
@@ -76,52 +91,35 @@ class _Chunk(NamedTuple):
 
     Attributes:
         inputs: their hidden states, (n, D), in the type of the products.
-        targets: (n, 1), with 0 for IGNORED.
-        scored: (n,), 1 for a token that counts and 0 for one that does not.
-        exponentials: exp(logits - their largest), (n, V).
-        sums: of the exponentials, (n,).
-        normalizers: logsumexp of the logits, (n,), 0 where not scored.
-        losses: -log p(target), (n,), 0 where not scored.
+        rows: losses, normalizers and, where wanted, the gradient of the logits, (n, V).
     """
 
     inputs: Tensor
-    targets: Tensor
-    scored: Tensor
-    exponentials: Tensor
-    sums: Tensor
-    normalizers: Tensor
-    losses: Tensor
+    rows: ScoredRows
 
 
 class _Head:
-    """The head's weights in the type of its products."""
+    """The head's weights in the type of its products, and what scores its logits."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: RowScorer | None = None) -> None:
         device = hidden.device.type
         cast = torch.is_autocast_enabled(device) and hidden.dtype != torch.float64
         self.type = torch.get_autocast_dtype(device) if cast else hidden.dtype
         self.wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         self.weight = weight.to(self.type)
         self.bias = None if bias is None else bias.to(self.type)
+        self.rows = rows or choose_rows(hidden.device, self.type)
 
     def parts(self, hidden: Tensor, chunk_tokens: int | None) -> list[slice]:
         """Return the tokens of each chunk."""
         tokens, size = hidden.shape[:-1].numel(), chunk_tokens or max(1, LOGITS_OF_A_CHUNK // self.weight.shape[0])
         return [slice(begin, begin + size) for begin in range(0, max(tokens, 1), size)]
 
-    def score(self, hidden: Tensor, targets: Tensor, part: slice) -> _Chunk:
-        """Score some tokens; the exponentials are in the memory of the logits."""
-        inputs, targets = hidden.flatten(0, -2)[part].to(self.type), targets.flatten()[part]
-        logits = torch.nn.functional.linear(inputs, self.weight, self.bias).to(self.wide)
-        ignored = targets == IGNORED
-        targets = targets.masked_fill(ignored, 0)[:, None]
-        of_targets = logits.gather(1, targets).squeeze(1)
-        largest = logits.amax(1)
-        exponentials = logits.sub_(largest[:, None]).exp_()
-        sums = exponentials.sum(1)
-        normalizers = (largest + sums.log()).masked_fill(ignored, 0)
-        losses = (normalizers - of_targets).masked_fill(ignored, 0)
-        return _Chunk(inputs, targets, (~ignored).to(self.wide), exponentials, sums, normalizers, losses)
+    def score(self, hidden: Tensor, targets: Tensor, part: slice, *, z_loss: float = 0.0, gradient: bool) -> _Chunk:
+        """Score some tokens, with the gradient of their logits or without."""
+        inputs = hidden.flatten(0, -2)[part].to(self.type)
+        logits = torch.nn.functional.linear(inputs, self.weight, self.bias)
+        return _Chunk(inputs, self.rows(logits, targets.flatten()[part], z_loss=z_loss, gradient=gradient))
 
 
 class _Gradients:
@@ -136,20 +134,19 @@ class _Gradients:
         self.weight = torch.zeros_like(weight, dtype=head.wide) if wanted[1] else None
         self.bias = torch.zeros_like(bias, dtype=head.wide) if bias is not None and wanted[2] else None
 
-    def add(self, chunk: _Chunk, part: slice, z_loss: float) -> None:
-        """Add what some tokens contribute; their exponentials are overwritten."""
-        scales = chunk.scored * (1 + 2 * z_loss * chunk.normalizers) / chunk.sums
-        slopes = chunk.exponentials.mul_(scales[:, None])  # the gradient of the logits
-        slopes.scatter_add_(1, chunk.targets, -chunk.scored[:, None])
+    def add(self, inputs: Tensor, slopes: Tensor, part: slice) -> None:
+        """Add what some tokens contribute by the gradient of their logits."""
         if self.bias is not None:
-            self.bias += slopes.sum(0)
+            # The kernel's slopes are rounded already, each by half a unit in its last place at most, so their sum over
+            # the tokens is off by no more than that share of the sum of their sizes; W's gradient has the same rounding.
+            self.bias += slopes.sum(0, dtype=self.head.wide)
         slopes = slopes.to(self.head.type)
         if self.hidden is not None:
             self.hidden.flatten(0, -2)[part] = slopes @ self.head.weight
         if self.weight is not None and self.head.type == self.head.wide:
-            self.weight.addmm_(slopes.T, chunk.inputs)
+            self.weight.addmm_(slopes.T, inputs)
         elif self.weight is not None:
-            self.weight += slopes.T @ chunk.inputs
+            self.weight += slopes.T @ inputs
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -162,15 +159,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         z_loss: float,
         chunk_tokens: int | None,
+        rows: RowScorer | None,
     ) -> tuple[Tensor, Tensor]:
-        head = _Head(hidden, weight, bias)
+        head = _Head(hidden, weight, bias, rows)
         gradients = _Gradients(head, ctx.needs_input_grad[:3], hidden, weight, bias)
 
         def sums(part: slice) -> tuple[Tensor, Tensor]:  # a call, so that a chunk is freed before the next is made
-            chunk = head.score(hidden, targets, part)
-            if gradients.any:
-                gradients.add(chunk, part, z_loss)
-            return chunk.losses.sum(), chunk.normalizers.square().sum()
+            inputs, (losses, normalizers, slopes) = head.score(
+                hidden, targets, part, z_loss=z_loss, gradient=gradients.any
+            )
+            if slopes is not None:
+                gradients.add(inputs, slopes, part)
+            return losses.sum(), normalizers.square().sum()
 
         with torch.autocast(hidden.device.type, enabled=False):  # the types are chosen; it would cast W in every chunk
             cross_entropy, penalty = (
@@ -190,4 +190,4 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         # In place: no second tensor of the weight's size is made, and autograd, which notices, refuses to come again.
         scaled = (None if saved is None else saved.mul_(grad_outputs[0]) for saved in ctx.saved_tensors)
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)

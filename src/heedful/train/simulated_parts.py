@@ -15,9 +15,9 @@ from heedful.models.blocks import Block, build_norm
 from heedful.models.config import DecoderConfig
 from heedful.nn.config import AttentionConfig
 from heedful.ops.backends import Situation
-from heedful.train.chunked_cross_entropy import LOGITS_OF_A_CHUNK
+from heedful.train.chunked_cross_entropy import LOGITS_OF_A_CHUNK, chunked_cross_entropy
 from heedful.train.config import TrainConfig
-from heedful.train.loss import TrainingLoss
+from heedful.train.cross_entropy_rows import torch_rows, triton_rows
 from heedful.train.simulated_step import Footprint, footprint
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -105,15 +105,22 @@ def _loss(config: DecoderConfig, run: PartsRun, tokens: int) -> Footprint:
 
 @lru_cache(maxsize=256)
 def _loss_at_once(config: DecoderConfig, run: PartsRun, tokens: int) -> Footprint:
+    """Go through the loss as `TrainingLoss` takes it; a GPU is taken to have Triton, whose kernel needs less memory."""
+    loss = run.train.loss
     with FakeTensorMode():
         head = _gathered(_Head(config), run.weights)
-        loss = TrainingLoss(head, run.train.loss)
 
         def compute(hidden: Tensor) -> Tensor:
-            head.hidden = hidden
             targets = torch.zeros(hidden.shape[:2], dtype=torch.int64)
-            objective, _ = loss(targets, targets, None)
-            head.hidden = None
+            objective, _ = chunked_cross_entropy(
+                head.final_norm(hidden),
+                head.weight,
+                head.bias,
+                targets,
+                z_loss=loss.z_loss,
+                chunk_tokens=loss.chunk_tokens,
+                rows=triton_rows if run.gpu else torch_rows,
+            )
             return objective
 
         source = torch.empty((1, tokens, config.hidden_size), dtype=run.weights, requires_grad=True)
@@ -156,20 +163,10 @@ def _gathered(module: Module, dtype: torch.dtype) -> Module:
 
 
 class _Head(nn.Module):
-    """The end of a decoder: what `TrainingLoss` asks of a model, for hidden states that are given."""
+    """The end of a decoder: the norm before the head, and the head."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.hidden: Tensor | None = None
         self.final_norm = build_norm(config)
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.bias = nn.Parameter(torch.empty(config.vocab_size)) if config.head_bias else None
-
-    def hidden_states(self, tokens: Tensor, mask: Any = None) -> Tensor:
-        """Return the given states after the final norm."""
-        assert self.hidden is not None
-        return self.final_norm(self.hidden)
-
-    def head_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias."""
-        return self.weight, self.bias
