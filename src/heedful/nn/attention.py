@@ -37,7 +37,8 @@ class AttentionRound(nn.Module):
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
         sizes, heads = config.sizes, config.heads
-        self.config = config
+        # Worked out once: what `forward` reads makes compiled code its own, and these depend on `layer_index`.
+        self.config, self.heads = config, heads
         self.query = config.query.build(config.hidden_size, config.query_width, sizes.head_dim, bias=config.bias)
         self.k_proj = nn.Linear(config.hidden_size, heads.key_heads * sizes.head_dim, bias=config.bias)
         self.v_proj = nn.Linear(config.hidden_size, heads.value_heads * heads.value_dim, bias=config.bias)
@@ -56,7 +57,7 @@ class AttentionRound(nn.Module):
         spare: int,
     ) -> tuple[Float[Tensor, "b n heads_width"], RoundState]:
         """Return the concatenated heads of the round, and its memory."""
-        config, heads = self.config, self.config.heads
+        config, heads = self.config, self.heads
         key = self.k_proj(kv_source).unflatten(-1, (heads.key_heads, -1)).transpose(1, 2)
         value = self.v_proj(kv_source).unflatten(-1, (heads.value_heads, -1)).transpose(1, 2)
         # Under autocast a projection rounds and an identity query does not.
@@ -98,8 +99,8 @@ class Attention(nn.Module):
 
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
-        self.config = config
         boosting, heads, width = config.boosting, config.heads, config.heads_width
+        self.config, self.heads = config, heads  # as in a round
         self.rounds = nn.ModuleList(AttentionRound(config) for _ in range(config.rounds))
         gates = (
             []
@@ -177,7 +178,7 @@ class Attention(nn.Module):
             estimate = heads if estimate is None else estimate + self.gates[index - 1](estimate, heads) * heads
         assert estimate is not None
         if self.head_output is not None:
-            estimate = self.head_output(estimate.unflatten(-1, (config.heads.output_heads, -1))).flatten(-2)
+            estimate = self.head_output(estimate.unflatten(-1, (self.heads.output_heads, -1))).flatten(-2)
         return self.o_proj(estimate), None if state is None else past.after(tuple(states), x.shape[1])
 
     @staticmethod
