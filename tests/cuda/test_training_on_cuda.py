@@ -49,6 +49,7 @@ def test_it_computes_what_the_cpu_does(plain, tmp_path):
     assert plain == pytest.approx(losses(tmp_path), rel=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # float32 is meant
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_computes_the_same(way, plain, tmp_path):
     run(tmp_path, **WAYS[way])

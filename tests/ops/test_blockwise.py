@@ -4,6 +4,7 @@ import pytest
 import torch
 from multi_token_cases import COMBINATIONS, draw_inputs, draw_parts, masks, value_and_gradients
 from torch import library
+from torch._inductor.utils import get_first_incompatible_cudagraph_node
 
 from heedful.ops import AttentionMask, multi_token_attention
 from heedful.ops.multi_token.blockwise import _backward, _forward, multi_token_blockwise
@@ -170,6 +171,17 @@ def test_the_operators_are_registered_correctly(name):
     tests = ("test_schema", "test_faketensor")
     found = library.opcheck(_backward, (gradient, needed, *detached), test_utils=tests)
     assert set(found.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("name", ["multi_token_blockwise", "multi_token_blockwise_backward"])
+def test_cuda_graphs_are_not_recorded_through_the_operators(name):
+    """Inductor splits graphs at this tag; the layout of the lines reads the mask, which a capture forbids."""
+    operator = getattr(torch.ops.heedful, name).default
+    assert torch.Tag.cudagraph_unsafe in operator.tags
+    graph = torch.fx.Graph()
+    graph.call_function(torch.ops.aten.mm.default)
+    node = graph.call_function(operator)
+    assert get_first_incompatible_cudagraph_node(torch.fx.GraphModule(torch.nn.Module(), graph)) is node
 
 
 def test_compiled_graphs_stay_whole_for_changing_lengths():

@@ -23,7 +23,8 @@ def git(folder: Path, *arguments: str) -> None:
 def test_it_is_plain_json_and_names_what_matters() -> None:
     environment = describe_environment("cpu")
     assert json.loads(json.dumps(environment)) == environment
-    assert environment["packages"]["torch"] == torch.__version__
+    # Some builds add what they are built for to one of the two, as in 2.11.0+cu130.
+    assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert environment["device"] == "cpu"
     assert environment["gpu"] is None
     assert environment["cpu"]

@@ -94,7 +94,7 @@ def test_the_environment_variables_are_left_as_they_were(monkeypatch: pytest.Mon
 
 
 def test_it_refuses_to_end_somebody_elses_profile_and_a_run_waits_for_it(tmp_path: Path) -> None:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profiler:
         with pytest.raises(ValueError, match="while a torch profiler runs"):
             peak_tensor_bytes(lambda: None)
         result, _ = run(tmp_path, steps=4)

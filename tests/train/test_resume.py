@@ -203,7 +203,8 @@ def test_every_process_of_a_run_is_in_the_environment_file(tmp_path: Path) -> No
     run(tmp_path, resume=True)
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert [entry["from_step"] for entry in environment["resumed"]] == [3, 6]
-    assert environment["packages"]["torch"] == torch.__version__
+    # Some builds add what they are built for to one of the two, as in 2.11.0+cu130.
+    assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
 def test_the_peak_measured_in_one_process_survives_the_resume(tmp_path: Path) -> None:

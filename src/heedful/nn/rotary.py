@@ -41,9 +41,9 @@ class LinearScaling:
     def __post_init__(self) -> None:
         _check_positive(factor=self.factor)
 
-    def frequencies(self, theta: float, size: int) -> Tensor:
-        """Return f_k, (size / 2,), float64."""
-        return base_frequencies(theta, size) / self.factor
+    def frequencies(self, theta: float, size: int, device: torch.device | None = None) -> Tensor:
+        """Return f_k, (size / 2,), float64, on `device`."""
+        return base_frequencies(theta, size, device) / self.factor
 
     amplitude = 1.0
 
@@ -58,9 +58,9 @@ class NtkScaling:
     def __post_init__(self) -> None:
         _check_positive(factor=self.factor)
 
-    def frequencies(self, theta: float, size: int) -> Tensor:
-        """Return f_k, (size / 2,), float64."""
-        return base_frequencies(theta * self.factor ** (size / max(size - 2, 1)), size)
+    def frequencies(self, theta: float, size: int, device: torch.device | None = None) -> Tensor:
+        """Return f_k, (size / 2,), float64, on `device`."""
+        return base_frequencies(theta * self.factor ** (size / max(size - 2, 1)), size, device)
 
     amplitude = 1.0
 
@@ -80,17 +80,17 @@ class YarnScaling:
         if not self.beta_fast >= self.beta_slow > 0:
             raise ValueError(f"beta_fast must be at least beta_slow > 0, got {self.beta_fast} and {self.beta_slow}.")
 
-    def frequencies(self, theta: float, size: int) -> Tensor:
-        """Return f_k, (size / 2,), float64."""
+    def frequencies(self, theta: float, size: int, device: torch.device | None = None) -> Tensor:
+        """Return f_k, (size / 2,), float64, on `device`."""
 
         def pair_turning(times: float) -> float:
             return size * math.log(self.original_max_positions / (times * 2 * math.pi)) / (2 * math.log(theta))
 
         low = max(math.floor(pair_turning(self.beta_fast)), 0)
         high = min(math.ceil(pair_turning(self.beta_slow)), size - 1)
-        ramp = (torch.arange(size // 2, dtype=torch.float64) - low) / max(high - low, 1e-3)
+        ramp = (torch.arange(size // 2, dtype=torch.float64, device=device) - low) / max(high - low, 1e-3)
         interpolated = ramp.clamp(0, 1)
-        base = base_frequencies(theta, size)
+        base = base_frequencies(theta, size, device)
         return base / self.factor * interpolated + base * (1 - interpolated)
 
     @property
@@ -115,9 +115,9 @@ class Llama3Scaling:
         if not high > low > 0:
             raise ValueError(f"high_frequency_factor must be above low_frequency_factor > 0, got {high} and {low}.")
 
-    def frequencies(self, theta: float, size: int) -> Tensor:
-        """Return f_k, (size / 2,), float64."""
-        base = base_frequencies(theta, size)
+    def frequencies(self, theta: float, size: int, device: torch.device | None = None) -> Tensor:
+        """Return f_k, (size / 2,), float64, on `device`."""
+        base = base_frequencies(theta, size, device)
         turns = self.original_max_positions * base / (2 * math.pi)  # over the original context
         span = self.high_frequency_factor - self.low_frequency_factor
         kept = ((turns - self.low_frequency_factor) / span).clamp(0, 1)
@@ -146,9 +146,9 @@ class Rotary:
         _check_positive(theta=self.theta)
 
 
-def base_frequencies(theta: float, size: int) -> Tensor:
-    """Return theta^(-2k/size) for k = 0 .. size/2 - 1, in float64."""
-    return theta ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+def base_frequencies(theta: float, size: int, device: torch.device | None = None) -> Tensor:
+    """Return theta^(-2k/size) for k = 0 .. size/2 - 1, in float64, on `device`."""
+    return theta ** (-torch.arange(0, size, 2, dtype=torch.float64, device=device) / size)
 
 
 class RotaryEmbedding(nn.Module):
@@ -163,9 +163,9 @@ class RotaryEmbedding(nn.Module):
     def tables(self, positions: Int[Tensor, "#b n"], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cos and sin, (B or 1, 1, N, head_dim / 2); angles are computed in float64."""
         theta, scaling = self.config.theta, self.config.scaling
-        size = self.head_dim
-        frequencies = base_frequencies(theta, size) if scaling is None else scaling.frequencies(theta, size)
-        angles = positions[:, None, :, None].double() * frequencies.to(positions.device)
+        make = base_frequencies if scaling is None else scaling.frequencies
+        frequencies = make(theta, self.head_dim, positions.device)  # made there: a copy would wait for the device
+        angles = positions[:, None, :, None].double() * frequencies
         amplitude = 1.0 if scaling is None else scaling.amplitude
         return (angles.cos() * amplitude).to(dtype), (angles.sin() * amplitude).to(dtype)
 

@@ -60,7 +60,8 @@ def _cuda_peak(step: Callable[[], object], device: torch.device) -> int:
 
 
 def _cpu_peak(step: Callable[[], object]) -> int:
-    with _quiet_profiler(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    options: Any = {"activities": [ProfilerActivity.CPU], "profile_memory": True, "acc_events": True}
+    with _quiet_profiler(), profile(**options) as profiler:  # acc_events: older torch warns without it
         step()
     assert profiler.profiler is not None
     results: Any = profiler.profiler.kineto_results  # torch's type stubs lack nbytes

@@ -45,7 +45,7 @@ def profile_steps(step: TrainingStep, *, steps: int = 3, trace: Path | None = No
     """
     on_gpu = step.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, acc_events=True) as profiler:  # older torch warns without it
         for _ in range(steps):
             step.take()
         wait_for(step.device)

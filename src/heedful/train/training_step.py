@@ -64,7 +64,7 @@ class TrainingStep:
     def take(
         self, ended: Callable[[str], object] = lambda phase: None, *, stop: Callable[[], bool] = lambda: False
     ) -> TakenStep:
-        """Take the next step; nothing waits for the device.
+        """Take the next step; nothing waits for the device, but multi-token attention where documents are masked.
 
         Args:
             ended: told the name of each phase that ended here.

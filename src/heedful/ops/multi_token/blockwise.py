@@ -1,8 +1,10 @@
 """Multi-token attention through the blockwise walk, as custom operators: linear memory, any device.
 
 Forward and backward are registered operators with shape-only (fake) versions, so that `torch.compile` keeps one graph
-around them. Saved for the backward pass are the inputs and nothing else; each tile is computed again. The backward pass
-itself is not differentiable: second derivatives need the reference, and the error says so.
+around them. They lay out their lines on the host: with padding or documents a call waits for the device to read the
+mask, and CUDA graphs are recorded up to the operator and after it. Saved for the backward pass are the inputs and
+nothing else; each tile is computed again. The backward pass itself is not differentiable: second derivatives need the
+reference, and the error says so.
 """
 
 from __future__ import annotations
@@ -134,9 +136,11 @@ _SCHEMA = (
     "float scale, float dropout_p, int context, int? block, str mixer"
 )
 _TENSORS = 10  # the first arguments, which are tensors
+# `lines_of` reads the mask, which a stream in capture forbids; a graph would also keep the first lines and seed.
+_TAGS = (torch.Tag.cudagraph_unsafe,)
 
 
-@library.custom_op("heedful::multi_token_blockwise", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor")
+@library.custom_op("heedful::multi_token_blockwise", mutates_args=(), schema=f"({_SCHEMA}) -> Tensor", tags=_TAGS)
 def _forward(*arguments: Any) -> Tensor:
     call = _Call(*arguments)
     with torch.autocast(call.query.device.type, enabled=False):
@@ -147,6 +151,7 @@ def _forward(*arguments: Any) -> Tensor:
     "heedful::multi_token_blockwise_backward",
     mutates_args=(),
     schema=f"(Tensor gradient, bool[] needed, {_SCHEMA}) -> Tensor[]",
+    tags=_TAGS,
 )
 def _backward(gradient: Tensor, needed: list[bool], *arguments: Any) -> list[Tensor]:
     """Return the gradients of query, key, value, then of those parts which are `needed`."""

@@ -77,9 +77,9 @@ def _preference(parts: PartSizes, sizes: CallSizes, situation: Situation) -> tup
             return order, f"maps of {numbers} numbers are so small that the plain equations are the fastest"
         return ("blockwise", "reference", "sdpa", "triton"), "linear memory, and the fastest on a CPU"
     if fused and parts.head_post == 2 and 2 * sizes.head_dim <= FLASH_WIDTH:
-        reason = "the values of both mixed heads fit one fused kernel (not measured yet)"
+        reason = "the values of both mixed heads fit one fused kernel"
         return ("sdpa", "triton", "blockwise", "reference"), reason
-    reason = "linear memory, and one fused kernel between the products (not measured yet)"
+    reason = "linear memory, and the fastest on a GPU but for head mixing alone at short lengths"
     return ("triton", "blockwise", "reference", "sdpa"), reason
 
 
