@@ -133,6 +133,15 @@ def test_the_loss_in_chunks(chunk_tokens: int | None) -> None:
     assert estimated(config, train) < estimated(config, whole) or chunk_tokens is None
 
 
+def test_on_a_gpu_the_logits_of_a_chunk_have_two_bytes_in_bfloat16_and_elsewhere_six() -> None:
+    config, train = model_config(vocab_size=4096, num_layers=1), run_config(precision="bfloat16")
+    gpu, cpu = (
+        parts_of(config, PartsRun(train=train, accumulating=False, gpu=gpu, weights=torch.float32), ROWS).head.forward
+        for gpu in (True, False)
+    )
+    assert cpu - gpu == 4 * ROWS * LENGTH * 4096
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_bfloat16_autocast_and_its_copies_of_weights(recompute: bool) -> None:
     """oneDNN's 16-bit products have scratch space that no operation shows: at most their operands once more."""

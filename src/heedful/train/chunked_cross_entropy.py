@@ -9,8 +9,8 @@ and the gradient of the objective with respect to the logits is softmax(s_i) (1 
 as soon as the logits are, so the gradients with respect to h, W and b are taken chunk by chunk in the forward pass, and
 the backward pass only scales them: the logits of one chunk live at a time and none are computed twice.
 
-The products are torch's. Softmax, losses and the gradient of the logits are those of `heedful.train.cross_entropy_rows`:
-one Triton kernel on a GPU, torch's operations elsewhere.
+The products are torch's. Softmax, losses and the gradient of the logits are those of
+`heedful.train.cross_entropy_rows`: one Triton kernel on a GPU, torch's operations elsewhere.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ class _Gradients:
     def add(self, inputs: Tensor, slopes: Tensor, part: slice) -> None:
         """Add what some tokens contribute by the gradient of their logits."""
         if self.bias is not None:
-            # The kernel's slopes are rounded already, each by half a unit in its last place at most, so their sum over
-            # the tokens is off by no more than that share of the sum of their sizes; W's gradient has the same rounding.
+            # Before the rounding for the products, except that the kernel's slopes are rounded already: by u |slope|
+            # each (u = 2^-8 in bfloat16), so their sum is off by u times the sum of their sizes at most.
             self.bias += slopes.sum(0, dtype=self.head.wide)
         slopes = slopes.to(self.head.type)
         if self.hidden is not None:

@@ -49,6 +49,8 @@ def score_rows_kernel(
         base = tl.where(new == float("-inf"), 0.0, new)  # -inf only, so far: -inf - -inf would be NaN
         total = total * tl.exp(largest - base) + tl.sum(tl.exp(logits - base), 0)
         largest = new
+    largest = tl.where(scored, largest, 0.0)  # so that what is thrown away below is finite
+    total = tl.where(scored, total, 1.0)
     normalizer = largest + tl.log(total)
     of_target = tl.where(exists, of_target, float("nan"))
     tl.store(losses_ptr + row, tl.where(scored, normalizer - of_target, 0.0))

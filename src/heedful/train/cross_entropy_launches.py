@@ -42,7 +42,7 @@ def score_rows(
             losses,
             normalizers,
             columns,
-            z_loss,
+            float(z_loss),
             IGNORED=IGNORED,
             BLOCK=block,
             GRADIENT=gradient,
