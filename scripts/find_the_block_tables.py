@@ -105,7 +105,7 @@ def _chance_cell(result: Result | None) -> str:
 
 def _published_rows() -> list[list[str]]:
     """Return their errors of the convolution and of the baseline."""
-    pairs = {pair.file: pair for experiment in EXPERIMENTS for pair in experiment.pairs if pair.file in SETTINGS}
+    pairs = {file: pair for experiment in EXPERIMENTS for pair in experiment.pairs for file in pair.files}
     values = [pairs[name].published if name in pairs else None for name in SETTINGS]
     return [
         [f"published: {BASELINE}", *(value[1] if value else NONE for value in values)],

@@ -1,5 +1,5 @@
-"""The question on docs/results/index.md, answered from one result file: do the gains of the three mechanisms add up,
-and does any of them survive equal compute and a tuned learning rate?
+"""The question on docs/results/index.md, answered from each study of language models that is there, the largest first:
+do the gains of the three mechanisms add up, and does any of them survive equal compute and a tuned learning rate?
 
 Every sentence is made from the numbers: an interval of 95 % that lies below zero is "better", one above zero "worse",
 one that covers zero "not distinguishable".
@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from heedful.papers.language_models import STUDIES, size
 from heedful.study.additivity import additivity, losses, parts_of
 from heedful.study.equal_cost import Cost, EqualCost, equal_cost
 from heedful.study.facts import limits
 from heedful.study.statistics import PairedDifference, holm, paired_difference
 from heedful.study.wording import NONE, count, listed, number_of, rate, ratio, signed
 from scripts.result_words import RESULTS, Result, interval, load, missing, nats, outcome, provenance, table
+from scripts.studies_table import studies_table
 
-NAME = "language-models-small"
 MECHANISMS = ("boosted", "nonlinear-query", "multi-token")
 COSTS: dict[Cost, str] = {"parameters": "parameters", "multiply_adds_per_token": "multiply-adds per token"}
 # The nonlinear query has the size of what it replaces, so its own control is the same query without the activation.
@@ -25,14 +26,36 @@ FURTHER_CONTROL = {"nonlinear-query": "nonlinear-query-linear-control"}
 
 
 def answer_part(folder: Path = RESULTS) -> str:
-    """Return the generated part: the answer, its two tables, how it was measured and what it cannot say."""
-    result = load(NAME, folder)
-    if result is None:
-        return missing(NAME) + "\n"
-    found = [Mechanism(result, arm) for arm in MECHANISMS]
-    sums = [SumOfMechanisms(result, arm["name"]) for arm in result["arms"] if parts_of(result, arm["name"])]
+    """Return the generated part: a section for each study, the largest first, and several beside each other."""
+    studies = {name: result for name in STUDIES if (result := load(name, folder)) is not None}
+    if not studies:
+        return missing(STUDIES[-1]) + "\n"
+    parts = [study_part(name, result) for name, result in studies.items()]
+    if len(studies) > 1:
+        baseline = next(iter(studies.values()))["baseline"]
+        gains = {f"{name}<br>{size(result)}": gains_of(result) for name, result in studies.items()}
+        parts += ["### The studies beside each other\n", studies_table(baseline, gains)]
+    return "\n".join(parts)
+
+
+def gains_of(result: Result) -> dict[str, PairedDifference]:
+    """Return the differences to the baseline of the mechanisms and their sums."""
+    gains = {arm: Mechanism(result, arm).gain for arm in MECHANISMS}
+    return gains | {item.gains.arm: item.gains.total for item in sums_of(result)}
+
+
+def sums_of(result: Result) -> list[SumOfMechanisms]:
+    """Return the sums that a result has."""
+    return [SumOfMechanisms(result, arm["name"]) for arm in result["arms"] if parts_of(result, arm["name"])]
+
+
+def study_part(name: str, result: Result) -> str:
+    """Return the section of one study: the answer, its two tables, how it was measured and what it cannot say."""
+    found, sums = [Mechanism(result, arm) for arm in MECHANISMS], sums_of(result)
     return "\n".join(
         [
+            f"### {size(result)} ({', '.join(result['machines'])})",
+            "",
             short_answer(found, sums),
             "",
             *(f"- {mechanism.sentence()}" for mechanism in found),
@@ -45,7 +68,7 @@ def answer_part(folder: Path = RESULTS) -> str:
             "",
             *(f"- {line}" for line in limits(result)),
             "",
-            provenance(NAME, result),
+            provenance(name, result),
             "",
         ]
     )
@@ -56,6 +79,8 @@ class Mechanism:
 
     def __init__(self, result: Result, arm: str) -> None:
         self.arm, self.baseline = arm, result["baseline"]
+        note = next(item["learning_rate_note"] for item in result["arms"] if item["name"] == arm)
+        self.edge = " (its rate at an end of the range)" if note else ""
         self.gain = paired_difference(losses(result, arm), losses(result, self.baseline))
         self.controls: dict[Cost, EqualCost] = {cost: equal_cost(result, arm, cost) for cost in COSTS}
         further = FURTHER_CONTROL.get(arm)
@@ -112,13 +137,13 @@ class SumOfMechanisms:
         return [self.gains.total, self.gains.excess, self.gains.against_best_part, self.control.difference]
 
     def sentence(self) -> str:
-        """Write whether the sum brings what its parts bring together, and whether it beats the best of them."""
+        """Write whether the sum changes the loss as its parts do together, and whether it beats the best of them."""
         item = self.gains
         if item.total.mean is None or item.expected.mean is None:
             return f"**{item.arm}**: no seed was finished by it, its parts and the baseline."
         said = {
-            "worse": "brings less than its parts together",
-            "better": "brings more than its parts together",
+            "worse": "leaves a higher loss than its parts would together",
+            "better": "leaves a lower loss than its parts would together",
             "not distinguishable": "is not distinguishable from the sum of its parts",
         }.get(outcome(item.excess), "was not tested against the sum of its parts")
         said = (
@@ -135,7 +160,7 @@ def short_answer(found: list[Mechanism], sums: list[SumOfMechanisms]) -> str:
     """Write the two answers in a few sentences."""
     groups: dict[str, list[str]] = {}
     for mechanism in found:
-        groups.setdefault(mechanism.survives(), []).append(mechanism.arm)
+        groups.setdefault(mechanism.survives(), []).append(f"{mechanism.arm}{mechanism.edge}")
     openings = {
         "yes": "The gain survives equal parameters, equal compute and a tuned learning rate for",
         "no": "The gain does not survive equal cost for",
@@ -153,8 +178,8 @@ def short_answer(found: list[Mechanism], sums: list[SumOfMechanisms]) -> str:
     for item in sums:
         by_excess.setdefault(outcome(item.gains.excess), []).append(item.gains.arm)
     sum_openings = {
-        "worse": "Sums that bring less than their parts together:",
-        "better": "Sums that bring more than their parts together:",
+        "worse": "Sums with a higher loss than their parts would leave together:",
+        "better": "Sums with a lower loss than their parts would leave together:",
         "not distinguishable": "Sums that cannot be told from their parts together:",
         "not tested": "Sums that were not tested, for want of seeds:",
     }

@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from heedful.papers.language_models import STUDIES, size
 from heedful.study.attention_plots import attention_pictures, example_picture
 from heedful.study.gate_plots import gate_pictures
 from heedful.study.look_plots import look_pictures
 from heedful.study.mechanism_plots import mechanism_pictures
 from scripts import fixed_points
 from scripts.figures import FIGURES, STUDY, drawn_from, is_stale, stand_alone
-from scripts.result_words import load, missing, provenance
+from scripts.result_words import largest, missing, provenance
 
-RESULT = "language-models-small"
 # Which arms are shown, and which of their pictures by the beginning of their titles.
 SHOWN = {
     "boosted": ("Gate", "Where", "An example", "Attention", "Heads"),
@@ -56,13 +56,14 @@ def learned_pictures(result: dict[str, Any]) -> Iterator[dict[str, str]]:
 
 
 def learned_part() -> str:
-    """Return the generated part of docs/pictures.md with the pictures of the committed comparison."""
-    result = load(RESULT)
-    if result is None:
-        return missing(RESULT) + "\n"
+    """Return the generated part of docs/pictures.md with the pictures of the largest committed comparison."""
+    found = largest(STUDIES)
+    if found is None:
+        return missing(STUDIES[-1]) + "\n"
+    name, result = found
     lines = [
-        f"Of the first seed ({result['recipe']['seeds'][0]}) of each arm, on {result['probe_tokens']:,} tokens of the "
-        f"test split. {provenance(RESULT, result)}"
+        f"Of the first seed ({result['recipe']['seeds'][0]}) of each arm ({size(result)}), on "
+        f"{result['probe_tokens']:,} tokens of the test split. {provenance(name, result)}"
     ]
     arm = ""
     for picture in learned_pictures(result):
@@ -94,8 +95,8 @@ def stale_mechanism_figures() -> dict[Path, str]:
         mark = drawn_from("", STUDY / "fixed_point_plots.py", Path(fixed_points.__file__))
         if is_stale(path, mark):
             stale[path] = stand_alone(draw()) + mark
-    result = load(RESULT)
-    for picture in [] if result is None else learned_pictures(result):
+    found = largest(STUDIES)
+    for picture in [] if found is None else learned_pictures(found[1]):
         path, mark = FIGURES / picture["file"], drawn_from(picture["data"], *DRAWN_BY)
         if is_stale(path, mark):
             stale[path] = stand_alone(picture["svg"]) + mark

@@ -19,7 +19,7 @@ from heedful.papers.table import summary
 from heedful.study.additivity import losses
 from heedful.study.facts import setting
 from heedful.study.statistics import PairedDifference, summarise
-from heedful.study.wording import NONE, signed
+from heedful.study.wording import NONE, ratio, signed
 from scripts.find_the_block_tables import find_the_block_table
 from scripts.gains_answer import answer_part
 from scripts.published import EXPERIMENTS, Experiment, Pair, Paper
@@ -31,7 +31,7 @@ from scripts.result_words import (
     escaped,
     hardware,
     interval,
-    load,
+    largest,
     missing,
     outcome,
     provenance,
@@ -41,6 +41,7 @@ from scripts.tolerance_table import tolerance_part
 
 PAGES = ROOT / "docs/results"
 DIGITS = {"perplexity": 2, "loss": 4, "error": 1}
+RESIZED = {"width": "wider", "depth": "deeper", "feed-forward": "with wider feed-forward layers"}
 HEADERS = ["what was measured", "theirs", "ours", "difference to the control", "verdict", "hardware", "how to re-run"]
 
 
@@ -64,13 +65,13 @@ def experiments_part(paper: Paper, folder: Path = RESULTS) -> str:
 
 def experiment_text(experiment: Experiment, folder: Path = RESULTS) -> str:
     """Return heading, setting, table and provenance of one experiment."""
-    names = list(dict.fromkeys(pair.file for pair in experiment.pairs if pair.file is not None))
-    results = {name: load(name, folder) for name in names}
-    rows = [pair_row(pair, results[pair.file] if pair.file is not None else None) for pair in experiment.pairs]
+    found = {files: largest(files, folder) for files in dict.fromkeys(pair.files for pair in experiment.pairs)}
+    rows = [pair_row(pair, found[pair.files]) for pair in experiment.pairs]
+    results = dict(item for item in found.values() if item is not None)
     lines = [f"### {experiment.title}", "", f"{experiment.theirs} {experiment.ours}", "", table(HEADERS, rows)]
-    settings = dict.fromkeys(own_setting(result) for result in results.values() if result is not None)
-    sources = [provenance(name, result) for name, result in results.items() if result is not None]
-    if absent := [name for name, result in results.items() if result is None]:
+    settings = dict.fromkeys(own_setting(result) for result in results.values())
+    sources = [provenance(name, result) for name, result in results.items()]
+    if absent := [files[-1] for files, item in found.items() if files and item is None]:
         sources.append(missing(*absent))
     return "\n".join([*lines, *(f"{text}\n" for text in settings), *(f"{text}\n" for text in sources)])
 
@@ -82,25 +83,42 @@ def own_setting(result: Mapping[str, Any]) -> str:
     return f"Ours: {'; '.join(kept)}."
 
 
-def pair_row(pair: Pair, result: Result | None) -> list[str]:
-    """Return the cells of one published comparison."""
+def pair_row(pair: Pair, found: tuple[str, Result] | None) -> list[str]:
+    """Return the cells of one published comparison, beside the result that is `found` for it, by name."""
     what = f"{pair.what}, {pair.unit}"
     theirs = f"{_published(pair)}<br>{pair.source}{'; ' + pair.note if pair.note else ''}"
-    rerun = f"`{command_of(pair.file) if pair.file is not None else f'heedful compare {pair.rerun}'}`"
-    if result is None:
-        return [what, theirs, "not run", NONE, "not tested here", NONE, rerun]
+    if found is None:
+        rerun = command_of(pair.files[-1]) if pair.files else f"heedful compare {pair.rerun}"
+        return [what, theirs, "not run", NONE, "not tested here", NONE, f"`{rerun}`"]
+    name, result = found
+    rerun = f"`{command_of(name)}`"
     names = [arm["name"] for arm in result["arms"]]
     absent = [name for name in (pair.arm, pair.reference) if name not in names]
     if absent:
         return [what, theirs, f"no arm {', '.join(absent)}", NONE, "not tested here", NONE, rerun]
-    found = paired(result, pair)
+    item = paired(result, pair)
     digits = DIGITS[pair.metric]
-    ours = " against ".join(_summary(result, name, pair.metric) for name in (pair.arm, pair.reference))
-    if found.mean is None:
-        return [what, theirs, ours, found.note, "not tested", hardware(result), rerun]
-    percent = "" if pair.metric == "error" or found.percent is None else f" ({signed(found.percent, 1)} %)"
-    gap = f"{signed(found.mean, digits)}{percent}<br>{interval(found, digits)}"
-    return [what, theirs, ours, gap, verdict(pair, found), hardware(result), rerun]
+    ours = " against ".join(_summary(result, arm, pair.metric) for arm in (pair.arm, pair.reference))
+    ours += _control(result, pair)
+    if item.mean is None:
+        return [what, theirs, ours, item.note, "not tested", hardware(result), rerun]
+    percent = "" if pair.metric == "error" or item.percent is None else f" ({signed(item.percent, 1)} %)"
+    gap = f"{signed(item.mean, digits)}{percent}<br>{interval(item, digits)}"
+    return [what, theirs, ours, gap, verdict(pair, item), hardware(result), rerun]
+
+
+def _control(result: Result, pair: Pair) -> str:
+    """Say how a reference that was resized to match an arm was resized, and what it has of this arm's costs."""
+    arms = {arm["name"]: arm for arm in result["arms"]}
+    arm, reference = arms[pair.arm], arms[pair.reference]
+    if not reference["match"]:
+        return ""
+    costs = ("parameters", "multiply_adds_per_token")
+    parameters, multiply_adds = (ratio(reference[cost], arm[cost]) for cost in costs)
+    return (
+        f"<br>control {RESIZED[reference['match']['vary']]}: {parameters} the parameters, {multiply_adds} the "
+        "multiply-adds"
+    )
 
 
 def paired(result: Mapping[str, Any], pair: Pair) -> PairedDifference:
@@ -170,5 +188,12 @@ def claim_row(claim: Claim, saved: SavedFinding) -> list[str]:
         escaped(finding.figure),
         f"**{finding.verdict}**" if source is not None else finding.verdict,
         NONE if source is None else source.machine,
-        f"`heedful claims run {claim.name}`" if claim.evidence is None else f"`{claim.evidence.command}`",
+        _again(claim),
     ]
+
+
+def _again(claim: Claim) -> str:
+    if claim.evidence is None:
+        return f"`heedful claims run {claim.name}`"
+    gpu = f"<br>on a GPU `{claim.evidence.gpu_command}`" if claim.evidence.gpu_recipe else ""
+    return f"`{claim.evidence.command}`{gpu}"

@@ -2,7 +2,7 @@
 
 A row is a pair: an arm against a reference, in one metric. `published` holds their two values as printed (text, since
 spreads and digits are theirs), None where the paper has no number: the control was not run, or there is a figure only.
-`file`, `arm`, `reference` and `metric` say where ours is; `file` is None where nothing of ours repeats it.
+`files`, `arm`, `reference` and `metric` say where ours is; `files` is empty where nothing of ours repeats it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from heedful.papers.language_models import STUDIES
+
 Paper = Literal["boosted", "nonlinear-query", "multi-token"]
-LANGUAGE_MODELS = "language-models-small"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +25,11 @@ class Pair:
         published: their values of arm and reference, as printed.
         source: paper, version, table or section.
         note: what the reader must know about theirs.
-        file: the stem of our result file; None where there is none.
+        files: stems of our result files, of which the first that is there counts.
         arm: our arm.
         reference: our reference.
         metric: a key of a run's test in our result.
-        rerun: the recipe that trains it, where `file` is None.
+        rerun: the recipe that trains it, where `files` is empty.
     """
 
     what: str
@@ -36,7 +37,7 @@ class Pair:
     published: tuple[str, str] | None
     source: str
     note: str = ""
-    file: str | None = LANGUAGE_MODELS
+    files: tuple[str, ...] = STUDIES
     arm: str = ""
     reference: str = "standard"
     metric: str = "perplexity"
@@ -59,8 +60,9 @@ BOOSTED_TEXT = "arXiv 2604.03190"
 MULTI_TOKEN = "arXiv 2504.00927 v2"
 NOT_RUN = "not in the paper"
 PERPLEXITY = "test perplexity"
-SMALL_MODELS = (
-    "Their perplexities and ours are of other models, other text and other tokens: compare relative differences only."
+OUR_MODELS = (
+    "Their perplexities and ours are of other text and other tokens, and of models of another size or training, as the "
+    "line below the table says: compare relative differences only."
 )
 
 EXPERIMENTS: tuple[Experiment, ...] = (
@@ -69,7 +71,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         title="Language model",
         theirs="Theirs: width 256, four layers, ten million tokens of WikiText-103, one learning rate for all arms, "
         "two seeds (mean ± population standard deviation).",
-        ours=SMALL_MODELS,
+        ours=OUR_MODELS,
         pairs=(
             Pair(
                 what="boosted against standard",
@@ -83,7 +85,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 unit=PERPLEXITY,
                 published=("67.879 ± 0.071", "69.023 ± 0.142"),
                 source=BOOSTED_TABLE,
-                note="their control is wider, ours has wider feed-forward layers",
+                note="their control is wider (288)",
                 arm="boosted",
                 reference="standard-wide",
             ),
@@ -148,7 +150,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 unit=PERPLEXITY,
                 published=("108.539 ± 0.889", "114.945 ± 0.547"),
                 source=BOOSTED_TABLE,
-                file=None,
+                files=(),
                 rerun="recipes/papers/boosted-small.toml",
             ),
             Pair(
@@ -156,7 +158,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 unit=PERPLEXITY,
                 published=("108.539 ± 0.889", "110.213 ± 0.476"),
                 source=BOOSTED_TABLE,
-                file=None,
+                files=(),
                 rerun="recipes/papers/boosted-small.toml",
             ),
             Pair(
@@ -165,7 +167,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 published=("84.596", "77.199"),
                 source=f"{BOOSTED_TEXT}, norm placement",
                 note="one seed",
-                file=None,
+                files=(),
                 rerun="recipes/papers/boosted-small.toml",
             ),
         ),
@@ -175,7 +177,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         title="Language model",
         theirs="Theirs: GPT-3 small without embeddings 85M, 29 billion tokens of OpenWebText, one run a setting; about "
         "thirty settings for the nonlinear query, one learning rate for the baseline, two for the wider control.",
-        ours=SMALL_MODELS,
+        ours=OUR_MODELS,
         pairs=(
             Pair(
                 what="nonlinear against linear query",
@@ -191,7 +193,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 unit="loss",
                 published=("2.915", "2.927"),
                 source="arXiv 2603.13381 v1, table of results (step 59k)",
-                note="their control has 12.5 % more parameters without embeddings; ours has those of the boosted arm",
+                note="their control has 12.5 % more parameters without embeddings",
                 arm="nonlinear-query",
                 reference="standard-wide",
                 metric="loss",
@@ -228,7 +230,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 unit="error, %",
                 published=published,
                 source=f"{MULTI_TOKEN}, table 1",
-                file=f"find-the-block-{letters}-{answer}",
+                files=(f"find-the-block-{letters}-{answer}",),
                 arm="multi-token-toy",
                 metric="error",
             )
@@ -247,7 +249,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         title="Language model",
         theirs="Theirs: 880M parameters, 105 billion tokens of SlimPajama, one learning rate for all arms, two runs; "
         "mean perplexity over seven domains.",
-        ours=SMALL_MODELS,
+        ours=OUR_MODELS,
         pairs=(
             Pair(
                 what="multi-token against standard",
@@ -261,7 +263,6 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 unit="perplexity",
                 published=None,
                 source=NOT_RUN,
-                note="our control has the boosted arm's multiply-adds, which are nearly these",
                 arm="multi-token",
                 reference="standard-deep",
             ),
@@ -309,7 +310,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 unit="error, %",
                 published=None,
                 source=f"{MULTI_TOKEN}, figure without numbers: better everywhere",
-                file="needles-small",
+                files=("needles-small",),
                 arm="multi-token",
                 metric="error",
             ),
@@ -318,7 +319,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 unit="error, %",
                 published=None,
                 source=f"{MULTI_TOKEN}, figure without numbers: better, mainly at 4,096 tokens",
-                file="long-babi-small",
+                files=("long-babi-small",),
                 arm="multi-token",
                 metric="error",
             ),
@@ -327,7 +328,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 unit="perplexity",
                 published=("13.2", "17.6"),
                 source=f"{MULTI_TOKEN}, long context",
-                file=None,
+                files=(),
                 rerun="recipes/papers/multi-token-880m.toml",
             ),
         ),

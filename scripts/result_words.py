@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,14 @@ def load(name: str, folder: Path = RESULTS) -> Result | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def largest(names: Sequence[str], folder: Path = RESULTS) -> tuple[str, Result] | None:
+    """Return the first of the results that is there, with its name; None where there is none."""
+    for name in names:
+        if (result := load(name, folder)) is not None:
+            return name, result
+    return None
+
+
 def missing(*names: str) -> str:
     """Say that results are not there, and what makes them."""
     by_command: dict[str, list[str]] = {}
@@ -39,7 +47,9 @@ def command_of(name: str) -> str:
 
 
 def hardware(result: Mapping[str, Any]) -> str:
-    """Return the machine and how many threads a run had."""
+    """Return the machine and, where it is no GPU, how many threads a run had."""
+    if result["environment"].get("gpu"):
+        return ", ".join(result["machines"])
     threads = result["runs"][0].get("threads", result["environment"]["threads"])
     return f"{', '.join(result['machines'])}, {number_of(threads, 'thread')}"
 

@@ -32,16 +32,16 @@ from scripts.fault_table import fault_table
 from scripts.long_context_tables import long_babi_table, needles_table, stale_heat_maps
 from scripts.mechanism_figures import computed_part, learned_part, stale_mechanism_figures
 from scripts.paper_pages import paper_parts
-from scripts.result_words import load, missing
+from scripts.result_words import RESULTS, load, missing, provenance
 from scripts.scale_tables import checkpoint_tables, cost_tables, memory_tables, traffic_tables
 from scripts.speed_tables import loop_overhead_tables, loss_memory_tables, profile_step_tables
 from scripts.strategy_table import strategy_table
 from scripts.tolerance_table import stale_tolerance_figure
-from scripts.zero_shot_tables import lm_eval_table, zero_shot_table
+from scripts.zero_shot_tables import lm_eval_table, one_epoch_table, zero_shot_table
 
 ROOT = Path(__file__).parent.parent
 RESULTS_PAGE = ROOT / "docs/results/index.md"
-COMPARISONS = ("language-models-small", "demo", "demo-find-the-block")
+COMPARISONS = ("language-models-one-epoch", "language-models-small", "demo", "demo-find-the-block")
 
 
 def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
@@ -78,16 +78,20 @@ def generated_parts() -> dict[Path, dict[str, Callable[[], str]]]:
         },
         ROOT / "docs/pictures.md": {"computed": computed_part, "learned": learned_part},
         ROOT / "docs/long-context.md": {"needles": needles_table, "long-babi": long_babi_table},
-        ROOT / "docs/zero-shot.md": {"zero-shot": zero_shot_table, "zero-shot-in-lm-eval": lm_eval_table},
+        ROOT / "docs/zero-shot.md": {
+            "zero-shot": zero_shot_table,
+            "zero-shot-one-epoch": one_epoch_table,
+            "zero-shot-in-lm-eval": lm_eval_table,
+        },
         ROOT / "docs/upcycling.md": {"upcycling": upcycling_table},
         **papers,
         RESULTS_PAGE: {**papers[RESULTS_PAGE], **comparisons},
     }
 
 
-def comparison_table(name: str) -> str:
+def comparison_table(name: str, folder: Path = RESULTS) -> str:
     """Return headline and table of the committed comparison results/NAME.json, and where it comes from."""
-    result = load(name)
+    result = load(name, folder)
     if result is None:
         return missing(name) + "\n"
     headers = ["arm", *columns(result)]
@@ -95,12 +99,7 @@ def comparison_table(name: str) -> str:
     for row in rows(result):
         cells = [f"{cell.text}<br>{cell.remark}" if cell.remark else cell.text for cell in row.cells]
         lines.append(f"| {row.arm} | {' | '.join(cells)} |")
-    commit = (result["commit"] or {}).get("commit", "unknown")[:10]
-    source = (
-        f"`{result['command']}`, {', '.join(result['machines'])}, {result['environment']['threads']} threads, commit "
-        f"{commit}, seeds {', '.join(map(str, result['recipe']['seeds']))}; all figures in `results/{name}.json`."
-    )
-    return "\n".join([" ".join(headline(result)), "", *lines, "", source]) + "\n"
+    return "\n".join([" ".join(headline(result)), "", *lines, "", provenance(name, result)]) + "\n"
 
 
 def upcycling_table() -> str:

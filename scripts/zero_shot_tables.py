@@ -7,10 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
-from heedful.study.wording import NONE, p_value, signed
+from heedful.study.wording import NONE, number_of, p_value, signed
 from scripts.benchmark_tables import ROOT, Result, table
 
 FILE = ROOT / "results/zero-shot-small.json"
+ONE_EPOCH_FILE = ROOT / "results/zero-shot-one-epoch.json"
 LM_EVAL_FILE = ROOT / "results/zero-shot-lm-eval-small.json"
 HEADERS = (
     "arm",
@@ -128,12 +129,18 @@ def _groups(result: Result) -> list[str]:
 
 def _where(result: Result, file: Path) -> list[str]:
     dirty = ", with changes that were not committed" if result["dirty"] else ""
-    comparison = result["comparison"]
+    comparison, minutes = result["comparison"], result["seconds"] / 60
+    took = "less than a minute" if minutes < 1 else number_of(round(minutes), "minute")
     return [
         f"Models of `{comparison['name']}`, trained on {', '.join(comparison['corpus'])}. `{result['command']}`, "
-        f"{result['machine']}, {result['seconds'] / 60:.0f} minutes, commit {result['commit'][:10]}{dirty}; all "
+        f"{result['machine']}, {took}, commit {result['commit'][:10]}{dirty}; all "
         f"figures in `results/{file.name}`."
     ]
+
+
+def one_epoch_table() -> str:
+    """Return the same of the larger models."""
+    return zero_shot_table(ONE_EPOCH_FILE)
 
 
 def _listed(values: list[int]) -> str:

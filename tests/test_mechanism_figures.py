@@ -110,11 +110,15 @@ def test_pictures_of_a_result_are_listed_and_drawn_once(monkeypatch, tmp_path):
     )
     layers = probe(model, torch.zeros(1, 8, dtype=torch.long))
     result = {
-        "arms": [{"name": "boosted", "diagnostics": layers}, {"name": "unseen", "diagnostics": layers}],
+        "arms": [
+            {"name": name, "parameters": 68_800, "steps": 3, "diagnostics": layers} for name in ("boosted", "unseen")
+        ],
+        "baseline": "boosted",
+        "tokens_per_step": 1000,
         "recipe": {"seeds": [3]},
         "probe_tokens": 8,
     }
-    monkeypatch.setattr(mechanism_figures, "load", lambda name: result)
+    monkeypatch.setattr(mechanism_figures, "largest", lambda names: (names[0], result))
     monkeypatch.setattr(mechanism_figures, "provenance", lambda name, result: "From there.")
     monkeypatch.setattr(mechanism_figures, "FIGURES", tmp_path)
     monkeypatch.setattr(mechanism_figures, "COMPUTED", {})
@@ -133,5 +137,5 @@ def test_pictures_of_a_result_are_listed_and_drawn_once(monkeypatch, tmp_path):
 
 
 def test_a_missing_result_is_said(monkeypatch):
-    monkeypatch.setattr(mechanism_figures, "load", lambda name: None)
+    monkeypatch.setattr(mechanism_figures, "largest", lambda names: None)
     assert mechanism_figures.learned_part().startswith("Not run yet")

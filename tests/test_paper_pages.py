@@ -18,9 +18,11 @@ from heedful.study.statistics import paired_difference
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from scripts import gains_answer, paper_pages, tolerance_table
-from scripts.published import EXPERIMENTS, LANGUAGE_MODELS, Pair, Paper
-from scripts.result_words import ROOT, command_of, interval, nats, outcome
+from scripts.published import EXPERIMENTS, Pair, Paper
+from scripts.result_words import ROOT, command_of, interval, largest, nats, outcome
+from scripts.studies_table import studies_table
 
+LARGE, SMALL = "language-models-one-epoch", "language-models-small"
 PAIRS = [pair for experiment in EXPERIMENTS for pair in experiment.pairs]
 # Attention, parameters, multiply-adds per token.
 ARMS: dict[str, tuple[str, int, int]] = {
@@ -72,7 +74,7 @@ CLEAR: dict[str, list[float | None]] = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / f"{LANGUAGE_MODELS}.json").write_text(json.dumps(made_up(CLEAR)), encoding="utf-8")
+    (tmp_path / f"{SMALL}.json").write_text(json.dumps(made_up(CLEAR)), encoding="utf-8")
     return tmp_path
 
 
@@ -83,12 +85,13 @@ def line_of(text: str, beginning: str) -> str:
 def test_the_answer_says_what_the_losses_say(folder: Path) -> None:
     """boosted gains 0.05 and loses 0.05 to the deeper model; the nonlinear query gains 0.1, and its control as much."""
     text = gains_answer.answer_part(folder)
-    first = text.splitlines()[0]
+    assert text.startswith("### 100 parameters, ")
+    first = line_of(text, "**")
     assert "survives equal parameters, equal compute and a tuned learning rate for nonlinear-query." in first
     assert "does not survive equal cost for boosted." in first
     assert "nonlinear-query is not distinguishable from nonlinear-query-linear-control, the same without" in first
-    assert "Worse than the baseline with tuned learning rates: multi-token." in first
-    assert "Sums that bring less than their parts together: boosted+nonlinear-query." in first
+    assert "with tuned learning rates: multi-token (its rate at an end of the range)." in first
+    assert "Sums with a higher loss than their parts would leave together: boosted+nonlinear-query." in first
     boosted = line_of(text, "- **boosted** is")
     assert "better than standard (−0.0500 nats, −4.9 % of perplexity" in boosted
     assert "better than standard-wide, a standard model with 1.00× its parameters (−0.0400" in boosted
@@ -97,7 +100,7 @@ def test_the_answer_says_what_the_losses_say(folder: Path) -> None:
     assert "not distinguishable from nonlinear-query-linear-control (0.0000" in nonlinear
     total = line_of(text, "- **boosted+nonlinear-query** changes")
     assert "the loss by −0.1100 nats, boosted + nonlinear-query by −0.1500 together" in total
-    assert "brings less than its parts together" in total
+    assert "leaves a higher loss than its parts would together" in total
     assert "better than nonlinear-query, its best part (−0.0100" in total
     assert "so that a better rate may lie beyond: multi-token." in text
 
@@ -114,23 +117,29 @@ def test_the_table_of_the_answer_has_the_controls_of_equal_cost(folder: Path) ->
 
 def test_equal_losses_are_not_called_a_gain(folder: Path) -> None:
     flat = {arm: [3.0 + noise * (index + 1) ** 2 for noise in NOISE] for index, arm in enumerate(ARMS)}
-    (folder / f"{LANGUAGE_MODELS}.json").write_text(json.dumps(made_up(flat)), encoding="utf-8")
-    first = gains_answer.answer_part(folder).splitlines()[0]
-    assert "No gain is seen with tuned learning rates for boosted, nonlinear-query and multi-token." in first
+    (folder / f"{SMALL}.json").write_text(json.dumps(made_up(flat)), encoding="utf-8")
+    first = line_of(gains_answer.answer_part(folder), "**")
+    assert (
+        "No gain is seen with tuned learning rates for boosted, nonlinear-query and multi-token "
+        "(its rate at an end of the range)." in first
+    )
     assert "cannot be told from their parts together: boosted+nonlinear-query." in first
 
 
 def test_two_seeds_are_not_tested(folder: Path) -> None:
     few = {arm: losses[:2] for arm, losses in CLEAR.items()}
-    (folder / f"{LANGUAGE_MODELS}.json").write_text(json.dumps(made_up(few)), encoding="utf-8")
+    (folder / f"{SMALL}.json").write_text(json.dumps(made_up(few)), encoding="utf-8")
     text = gains_answer.answer_part(folder)
-    assert "Not tested, for want of seeds: boosted, nonlinear-query and multi-token." in text.splitlines()[0]
+    assert (
+        "Not tested, for want of seeds: boosted, nonlinear-query and multi-token (its rate at an end of the range)."
+        in line_of(text, "**")
+    )
     assert "of no tests 0 exclude zero" in text
 
 
 def test_an_arm_that_diverged_leaves_words_and_no_number(folder: Path) -> None:
     losses = {**CLEAR, "boosted": [None, None, None]}
-    (folder / f"{LANGUAGE_MODELS}.json").write_text(json.dumps(made_up(losses)), encoding="utf-8")
+    (folder / f"{SMALL}.json").write_text(json.dumps(made_up(losses)), encoding="utf-8")
     text = gains_answer.answer_part(folder)
     assert "**boosted** is not tested against standard (no seed finished in both arms)" in text
     row = line_of(paper_pages.experiments_part("boosted", folder), "| boosted against standard,")
@@ -161,6 +170,93 @@ def test_a_row_sets_their_number_beside_ours(folder: Path) -> None:
     assert "no number" in deep
     assert "| higher; they have no number |" in deep
     assert "no arm boosted-input-kv" in line_of(text, "| keys and values")
+
+
+def write(folder: Path, name: str, losses: Mapping[str, Sequence[float | None]], **changes: Any) -> None:
+    result: dict[str, Any] = {**made_up(losses), "command": f"heedful compare recipes/{name}.toml", **changes}
+    for arm in result["arms"]:
+        if arm["name"] == "standard-wide":
+            arm["match"] = {"arm": "boosted", "by": "parameters", "vary": "width" if name == LARGE else "feed-forward"}
+    (folder / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+# As CLEAR, but boosted is worse than standard and the nonlinear query is not to be told from it.
+OTHERWISE = CLEAR | {
+    "boosted": [(loss or 0.0) + 0.2 for loss in CLEAR["boosted"]],
+    "nonlinear-query": [3.0 + start + 3 * noise for noise, start in zip(NOISE, (0.0, 0.1, 0.2), strict=True)],
+}
+
+
+@pytest.fixture
+def both(folder: Path) -> Path:
+    """The small study as in `folder`, and a large one on a GPU that says otherwise."""
+    write(folder, SMALL, CLEAR)
+    environment = {**made_up(CLEAR)["environment"], "gpu": "A GPU"}
+    write(folder, LARGE, OTHERWISE, machines=["A GPU"], environment=environment, tokens_per_step=1_000_000)
+    return folder
+
+
+def test_the_largest_study_answers_first_and_the_small_one_below(both: Path) -> None:
+    text = gains_answer.answer_part(both)
+    large, small, beside = (line for line in text.splitlines() if line.startswith("### "))
+    assert large.endswith(" M tokens (A GPU)")
+    assert small.startswith("### 100 parameters, ")
+    assert "A GPU" not in small
+    assert beside == "### The studies beside each other"
+    sections = text.split("### ")[1:]
+    assert "with tuned learning rates: boosted and multi-token (its rate" in line_of(sections[0], "**")
+    assert "does not survive equal cost for boosted." in line_of(sections[1], "**")
+    assert [f"`results/{name}.json`" in section for section in sections[:2] for name in (LARGE, SMALL)] == [
+        True, False, False, True,
+    ]  # fmt: skip
+    assert gains_answer.study_part(SMALL, json.loads((both / f"{SMALL}.json").read_text(encoding="utf-8"))) in text
+
+
+def test_the_studies_stand_beside_each_other_with_where_they_agree(both: Path) -> None:
+    text = gains_answer.answer_part(both).split("### ")[-1]
+    header = line_of(text, "| arm |")
+    assert header.index(LARGE) < header.index(SMALL)
+    boosted = line_of(text, "| boosted |")
+    assert boosted.index("+0.1500") < boosted.index("−0.0500")
+    assert boosted.endswith("| opposite | differs: worse, then better |")
+    assert line_of(text, "| nonlinear-query |").endswith("| differs: not distinguishable, then better |")
+    assert line_of(text, "| multi-token |").endswith("| same | same: worse |")
+    assert line_of(text, "| boosted+nonlinear-query |").endswith("| same | same: better |")
+    assert "and the same verdict in 2." in text
+
+
+def test_arms_of_one_study_alone_have_no_agreement() -> None:
+    gain = paired_difference({1: -0.1, 2: -0.11, 3: -0.12}, {1: 0.0, 2: 0.0, 3: 0.0})
+    none = paired_difference({}, {1: 0.0})
+    text = studies_table("standard", {"large": {"a": gain, "b": gain, "c": gain}, "small": {"a": gain, "c": none}})
+    assert line_of(text, "| a |").endswith("| same | same: better |")
+    assert line_of(text, "| b |").endswith("| – | – | differs: better, then – |")
+    assert line_of(text, "| c |").endswith("| – | – | differs: better, then not tested |")
+    assert "Of one row the studies have the same sign in 1 and the same verdict in 1." in text
+
+
+def test_experiments_are_those_of_the_largest_study_that_is_there(both: Path) -> None:
+    text = paper_pages.experiments_part("boosted", both)
+    row = line_of(text, "| boosted against standard,")
+    assert "| the other way | A GPU | `heedful compare recipes/language-models-one-epoch.toml` |" in row
+    assert "control wider: 1.00× the parameters, 0.90× the multiply-adds" in line_of(
+        text, "| boosted against standard of"
+    )
+    assert f"`results/{LARGE}.json`" in text
+    assert SMALL not in text
+    (both / f"{LARGE}.json").unlink()
+    text = paper_pages.experiments_part("boosted", both)
+    assert "| as published | " in line_of(text, "| boosted against standard,")
+    assert "control with wider feed-forward layers: 1.00×" in line_of(text, "| boosted against standard of")
+    assert f"`results/{SMALL}.json`" in text
+    assert LARGE not in text
+
+
+def test_the_largest_is_the_first_that_is_there(both: Path) -> None:
+    found = largest(("language-models", LARGE, SMALL), both)
+    assert found is not None
+    assert (found[0], found[1]["machines"]) == (LARGE, ["A GPU"])
+    assert largest(("language-models",), both) is None
 
 
 PAIR = Pair(what="a", unit="loss", published=("2.0", "3.0"), source="s", arm="a", metric="loss")
@@ -210,18 +306,19 @@ def test_every_claim_of_a_paper_is_on_its_page(paper: Paper, tmp_path: Path) -> 
     assert f"{len(names)} not tested here." in text
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair.file or 'none'}-{pair.what}".replace(" ", "-"))
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "-".join([*pair.files[:1], *pair.what.split()]))
 def test_published_numbers_are_numbers_and_their_arms_exist(pair: Pair) -> None:
     assert pair.source
     gap = paper_pages.published_gap(pair)
     assert (gap is None) == (pair.published is None)
-    made_by = {None: pair.rerun, "python -m scripts.find_the_block": "recipes/find-the-block.toml"}
-    command = None if pair.file is None else command_of(pair.file)
-    recipe_file = ROOT / made_by.get(command, (command or "").removeprefix("heedful compare "))
-    assert recipe_file.is_file(), recipe_file
-    if pair.file is not None:
-        arms = [arm.name for arm in load_recipe(recipe_file).arms]
-        assert {pair.arm, pair.reference} <= set(arms)
+    assert bool(pair.files) != bool(pair.rerun)
+    made_by = {"python -m scripts.find_the_block": "recipes/find-the-block.toml"}
+    commands = [command_of(file) for file in pair.files] or [f"heedful compare {pair.rerun}"]
+    for command in commands:
+        recipe_file = ROOT / made_by.get(command, command.removeprefix("heedful compare "))
+        assert recipe_file.is_file(), recipe_file
+        if pair.files:
+            assert {pair.arm, pair.reference} <= {arm.name for arm in load_recipe(recipe_file).arms}
 
 
 def test_relative_differences_of_the_papers_texts_follow_from_their_tables() -> None:

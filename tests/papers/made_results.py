@@ -7,11 +7,15 @@ def made_result(name, metric, arms, parameters=None):
     return {
         "name": name,
         "metrics": [metric],
+        "baseline": next(iter(arms), None),
+        "tokens_per_step": 1000,
         "recipe": {"task": {"kind": "language-modelling"}, "budget": "steps"},
         "comparisons": [],
         "arms": [
             {
                 "name": arm,
+                "steps": 2000,
+                "learning_rate_note": "",
                 "metrics": {metric: {"mean": sum(values) / len(values) if values else None}},
                 "parameters": parameters.get(arm, 100),
                 "parameters_without_embeddings": parameters.get(arm, 100),

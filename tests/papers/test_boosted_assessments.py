@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from made_results import around, made_result
 
-from heedful.papers.boosted_assessments import NAMES, RESULT
 from heedful.papers.boosted_claims import EMPIRICAL as BOOSTED
+from heedful.papers.language_models import CPU_RECIPE, GPU_RECIPE, STUDIES
 from heedful.papers.twicing_claims import CLAIMS as TWICING
 from heedful.schema import to_mapping
 from heedful.study.arms import arm_config
@@ -55,7 +55,7 @@ def arm(made, name):
 
 
 def judged(claim, made):
-    return EMPIRICAL[claim].evidence.finding({RESULT: made})
+    return EMPIRICAL[claim].evidence.finding({f"{made['name']}.json": made})
 
 
 def with_loss_curves(made, boosted, wide):
@@ -191,21 +191,37 @@ def test_arms_that_are_something_else_are_refused(claim, name, change, message):
         judged(claim, made)
 
 
-def test_other_comparisons_are_refused_and_the_large_one_is_taken():
+def test_other_comparisons_are_refused_and_every_size_is_taken():
     made = result()
-    assert judged("boosted-beats-wider", made | {"name": NAMES[1]}).verdict == "holds"
-    with pytest.raises(ValueError, match="is the result of 'demo'"):
-        judged("boosted-beats-wider", made | {"name": "demo"})
+    for study in STUDIES:
+        assert judged("boosted-beats-wider", made | {"name": study}).verdict == "holds"
+    evidence = EMPIRICAL["boosted-beats-wider"].evidence
+    for name in ("demo", STUDIES[-1]):  # another comparison, and another size than the file's name says
+        with pytest.raises(ValueError, match=f"is the result of '{name}', expected '{STUDIES[0]}'"):
+            evidence.finding({f"{STUDIES[0]}.json": made | {"name": name}})
     other = copy.deepcopy(made)
     other["recipe"]["budget"] = "compute"
     with pytest.raises(ValueError, match="budget = 'compute', expected 'steps'"):
         judged("boosted-beats-wider", other)
 
 
-@pytest.mark.parametrize("claim", EMPIRICAL.values(), ids=EMPIRICAL)
-def test_what_the_recipe_makes_is_taken(claim):
+BY_STUDY = [
+    (claim, recipe)
+    for claim in EMPIRICAL.values()
+    for recipe in ({CPU_RECIPE: [f"recipes/{study}.toml" for study in STUDIES]}).get(
+        claim.evidence.recipe, [claim.evidence.recipe]
+    )
+]
+
+
+def test_the_recipes_that_a_claim_names_are_among_the_studies():
+    assert {f"recipes/{study}.toml" for study in STUDIES} >= {CPU_RECIPE, GPU_RECIPE}
+
+
+@pytest.mark.parametrize(("claim", "file"), BY_STUDY, ids=lambda value: getattr(value, "name", value))
+def test_what_the_recipe_makes_is_taken(claim, file):
     """Arms as the recipe builds them, written as results write them, pass the check of every claim."""
-    recipe = load_recipe(ROOT / claim.evidence.recipe)
+    recipe = load_recipe(ROOT / file)
     arms = [
         {
             "name": arm.name,

@@ -91,6 +91,23 @@ def test_the_script_rewrites_what_it_is_told_to(tmp_path, monkeypatch, capsys):
     assert "two: holds; new" in capsys.readouterr().out
 
 
+def test_the_script_takes_every_size_of_a_study_that_is_there(tmp_path):
+    """The committed small result stands in for a larger one, with another name and machine."""
+    claim = CLAIMS["multi-token-perplexity"]
+    small = json.loads((script.RESULTS / "language-models-small.json").read_text(encoding="utf-8"))
+    (tmp_path / "language-models-small.json").write_text(json.dumps(small), encoding="utf-8")
+    alone = script.look_at(claim, tmp_path)
+    assert alone.source.results == ("language-models-small.json",)
+    large = small | {"name": "language-models-one-epoch", "environment": small["environment"] | {"gpu": "A GPU"}}
+    (tmp_path / "language-models-one-epoch.json").write_text(json.dumps(large), encoding="utf-8")
+    both = script.look_at(claim, tmp_path)
+    assert both.source.results == ("language-models-one-epoch.json", "language-models-small.json")
+    assert both.source.machine == "A GPU"
+    assert both.finding.verdict == alone.finding.verdict
+    assert both.finding.reason.startswith(alone.finding.reason)
+    assert f"gives the same verdict: {alone.finding.figure}." in both.finding.reason
+
+
 def test_a_damaged_file_says_what_to_do(tmp_path):
     file = tmp_path / "findings.json"
     for text, message in (

@@ -27,7 +27,7 @@ JUDGED = [claim for claim in CLAIMS if claim.evidence is not None]
 FROM_RECIPES = [claim for claim in JUDGED if claim.name != "multi-token-cost"]
 RECIPES = {TOY_COMMAND: "recipes/find-the-block.toml"}
 ROOT = Path(__file__).parents[2]
-LANGUAGE_MODELS = multi_token_assessments.LANGUAGE_MODELS
+LANGUAGE_MODELS = "language-models-small.json"
 TASKS = multi_token_assessments.FIND_THE_BLOCK
 VERDICTS = {
     "multi-token-masks": "holds in part",
@@ -291,7 +291,7 @@ def test_what_the_recipe_makes_is_taken(claim):
     evidence = claim.evidence
     recipe = load_recipe(ROOT / RECIPES.get(evidence.recipe, evidence.recipe))
     made = {
-        "name": evidence.results[0].removesuffix(".json"),
+        "name": recipe.name if evidence.recipe not in RECIPES else evidence.results[0].removesuffix(".json"),
         "arms": [{"name": arm.name} for arm in recipe.arms],
         "recipe": recipe_mapping(recipe),
     }

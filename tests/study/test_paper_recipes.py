@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_study import write_corpus
 
 from heedful.cli import main
+from heedful.schema import to_mapping
 from heedful.study.estimate import RecipeEstimate, estimate_recipe, largest_micro_batch
 from heedful.study.recipe import FindTheBlockTask, Recipe
 from heedful.study.recipe_file import load_recipe
@@ -79,6 +81,38 @@ def test_the_fuller_recipe_of_the_boosted_paper_has_the_same_models_and_schedule
     )  # fmt: skip
     counted = {arm.name: arm.parameters for arm in estimate_recipe(fuller, search=False).arms}
     assert counted.items() >= {"standard-wide": 8_789_184, "standard-deep": 8_998_912, "boosted": 8_734_208}.items()
+
+
+SHORTER = {"steps", "evaluate_every", "precision", "schedule"}
+
+
+def test_one_epoch_has_the_arms_and_the_model_of_the_full_recipe() -> None:
+    full, one = load_recipe(RECIPES / "language-models.toml"), load_recipe(RECIPES / "language-models-one-epoch.toml")
+    assert [replace(arm, further_seeds=()) for arm in one.arms] == [replace(arm, further_seeds=()) for arm in full.arms]
+    assert [len(arm.further_seeds) for arm in one.arms] == [len(arm.further_seeds) for arm in full.arms]
+    assert full.model == {**one.model, "dropout": 0.1}
+    assert (one.data, one.task, one.baseline, one.budget) == (full.data, full.task, full.baseline, full.budget)
+    assert {name for name in to_mapping(one.train) if getattr(one.train, name) != getattr(full.train, name)} == SHORTER
+    assert full.train.steps == 15 * one.train.steps
+    assert one.train.steps == 10_000_000 // 256 // 32
+    assert one.train.schedule == replace(full.train.schedule, warmup_steps=one.train.steps // 10)
+    assert one.train.precision == "bfloat16"
+
+
+def test_the_small_recipe_has_the_arms_of_the_others_but_for_the_control_of_all_three() -> None:
+    one, small = (load_recipe(RECIPES / f"language-models-{size}.toml") for size in ("one-epoch", "small"))
+    names = {arm.name: arm for arm in one.arms} | {"standard-deep-all-three": one.arm("standard-wide-all-three")}
+    assert len(small.arms) == len(one.arms) == 20
+    for mine, theirs in zip(small.arms, one.arms, strict=True):
+        assert names[mine.name] is theirs
+        assert (mine.attention, mine.model, mine.further_seeds) == (
+            theirs.attention,
+            theirs.model,
+            theirs.further_seeds,
+        )
+        matched = [None if arm.match is None else (arm.match.arm, arm.match.by) for arm in (mine, theirs)]
+        assert matched[0] == matched[1]
+    assert (small.seeds, small.baseline, small.budget) == (one.seeds, one.baseline, one.budget)
 
 
 PUBLISHED_WITHOUT_EMBEDDINGS = {

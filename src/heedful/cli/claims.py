@@ -157,8 +157,9 @@ def _results_for(claim: Claim, results: list[tuple[Path, Result]]) -> dict[str, 
     if not given or (missing and not evidence.partial):
         have = f" Given: {', '.join(repr(result.get('name')) for _, result in results)}." if results else ""
         raise ValueError(
-            f"{claim.name} is decided by trained models: {evidence.command} writes a result.json, and "
-            f"heedful claims run {claim.name} --result FILE judges by it. Missing: {', '.join(missing)}.{have}"
+            f"{claim.name} is decided by trained models: {evidence.command}"
+            f"{f', or on a GPU {evidence.gpu_command},' if evidence.gpu_recipe else ''} writes a result.json, and "
+            f"heedful claims run {claim.name} --result FILE judges by it. Missing: {evidence.needed(missing)}.{have}"
         )
     return given
 

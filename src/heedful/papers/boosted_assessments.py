@@ -12,12 +12,9 @@ from typing import Any
 
 from heedful.papers.claim import Evidence, Finding, Result
 from heedful.papers.judging import by_seed, difference, figure_of, judge, numbers_of, reason_of, verdict_of
+from heedful.papers.language_models import study_evidence
 from heedful.study.statistics import paired_difference
 from heedful.study.wording import signed
-
-RECIPE = "recipes/language-models-small.toml"
-RESULT = "language-models-small.json"
-NAMES = ("language-models-small", "language-models")
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "standard": {"config.attention.boosting": None},
@@ -38,26 +35,15 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 """What makes each arm the one that a claim is about; a result in which it differs is refused."""
 
 
-def language_models(assess: Callable[[Result], Finding], *arms: str) -> Evidence:
-    """Return evidence from the language-model comparison for a claim about `arms`."""
-
-    def of_results(results: Mapping[str, Result]) -> Finding:
-        return assess(results[RESULT])
-
+def language_models(assess: Callable[[Result], Finding], *arms: str, claimed: str | None = None) -> Evidence:
+    """Return evidence from the language-model comparison for a claim about `arms`; `claimed` as of `study_evidence`."""
     settings = {f"arms.{arm}.{key}": value for arm in arms for key, value in SETTINGS[arm].items()}
-    return Evidence(
-        recipe=RECIPE,
-        results=(RESULT,),
-        names=NAMES,
-        arms=arms,
-        settings={"recipe.task.kind": "language-modelling", "recipe.budget": "steps", **settings},
-        assess=of_results,
-    )
+    return study_evidence(assess, *arms, claimed=claimed, settings=settings)
 
 
 def pair(arm: str, reference: str) -> Evidence:
     """Return evidence for the claim that `arm` has the lower test perplexity of the two."""
-    return language_models(lambda result: judge(result, arm, reference), arm, reference)
+    return language_models(lambda result: judge(result, arm, reference), arm, reference, claimed=arm)
 
 
 def residual_matters(result: Result) -> Finding:

@@ -7,7 +7,7 @@ anyone can run again. Exactly one of the two is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -52,7 +52,7 @@ class Evidence:
     """The comparison that an empirical claim is judged by.
 
     Args:
-        recipe: the recipe that makes the result, `recipes/language-models-small.toml`.
+        recipe: the recipe that makes the result, `recipes/language-models-small.toml`; of several sizes that for a CPU.
         results: names of the result files, `language-models-small.json`, as they are kept in `results/`.
         assess: judges the claim from the results by file name. It reads nothing else.
         arms: arms that every result must have.
@@ -61,6 +61,7 @@ class Evidence:
         names: names that the comparison may have; empty for those of the result files. With several names there is
             one result file, and each of the comparisons stands for it.
         partial: whether `assess` is called with as many of the results as there are; otherwise all are needed.
+        gpu_recipe: the recipe of a larger size, for those who have a GPU; its result is one of `results` too.
     """
 
     recipe: str
@@ -70,11 +71,21 @@ class Evidence:
     settings: Mapping[str, Any] = field(default_factory=dict)
     names: tuple[str, ...] = ()
     partial: bool = False
+    gpu_recipe: str = ""
 
     @property
     def command(self) -> str:
         """The command that makes the results; the data are given with further options."""
         return f"heedful compare {self.recipe}" if self.recipe.endswith(".toml") else self.recipe
+
+    @property
+    def gpu_command(self) -> str:
+        """The command that makes a larger result on a GPU; empty where there is none."""
+        return f"heedful compare {self.gpu_recipe}" if self.gpu_recipe else ""
+
+    def needed(self, missing: Iterable[str]) -> str:
+        """Name the results that would be needed: all of `missing`, or any of them where some are enough."""
+        return f"{'any of ' if self.partial and len(self.results) > 1 else ''}{', '.join(missing)}"
 
     def file_of(self, result: Result) -> str | None:
         """Return which of `results` a result is, by the name of its comparison; None for another comparison."""
@@ -97,7 +108,8 @@ class Evidence:
             return Finding(
                 verdict="not tested here",
                 figure="no figure",
-                reason=f"There is no result yet of {', '.join(missing)}; made by {self.recipe}.",
+                reason=f"There is no result yet of {self.needed(missing)}; made by {self.recipe}"
+                f"{f', on a GPU by {self.gpu_recipe}' if self.gpu_recipe else ''}.",
             )
         for name, result in there.items():
             self.check(name, result)
@@ -109,7 +121,8 @@ class Evidence:
         Raises:
             ValueError: with the name, the arms or the setting that differ.
         """
-        names = self.names or tuple(PurePosixPath(file).stem for file in self.results)
+        files = (name,) if name in self.results else self.results
+        names = self.names or tuple(PurePosixPath(file).stem for file in files)
         if result.get("name") not in names:
             raise ValueError(
                 f"{name} is the result of {result.get('name')!r}, expected {' or '.join(map(repr, names))}: give the "

@@ -11,7 +11,6 @@ from heedful.papers.judging import by_seed, difference, figure_of, judge, number
 from heedful.study.statistics import paired_difference
 from heedful.study.wording import listed, signed
 
-LANGUAGE_MODELS = "language-models-small.json"
 FIND_THE_BLOCK = tuple(f"find-the-block-{n}-{answer}.json" for n in (5, 8) for answer in ("all", "first", "last"))
 NEEDLES, LONG_BABI = "needles-small.json", "long-babi-small.json"
 TOY_ARMS = ("standard", "multi-token-toy")
@@ -22,16 +21,14 @@ SOLVED = 1.0
 larger and trained longer."""
 
 
-def lower_perplexity(results: Mapping[str, Result]) -> Finding:
+def lower_perplexity(result: Result) -> Finding:
     """Compare with standard, differential and talking-heads attention; the claim is that all three are beaten."""
-    result = results[LANGUAGE_MODELS]
     pairs = {other: judge(result, "multi-token", other) for other in COMPARED}
     return together({f"against {other}": found for other, found in pairs.items()})
 
 
-def mixing_gives_most(results: Mapping[str, Result]) -> Finding:
+def mixing_gives_most(result: Result) -> Finding:
     """Ask, seed by seed, whether head mixing alone has more than half of the gain of all parts together."""
-    result = results[LANGUAGE_MODELS]
     metric = result["metrics"][0]
     standard, mixing, whole = (by_seed(result, arm, metric) for arm in ("standard", "talking-heads", "multi-token"))
     seeds = standard.keys() & mixing.keys() & whole.keys()

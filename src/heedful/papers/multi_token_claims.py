@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from heedful.papers.boosted_assessments import NAMES
 from heedful.papers.claim import Claim, Evidence
+from heedful.papers.language_models import study_evidence
 from heedful.papers.multi_token_assessments import (
     FIND_THE_BLOCK,
-    LANGUAGE_MODELS,
     LONG_BABI,
     NEEDLES,
     TOY_ARMS,
@@ -22,8 +21,6 @@ from heedful.papers.multi_token_map_checks import identity_start, rank_of_the_ma
 from heedful.papers.multi_token_mask_checks import causality, mask_forms
 from heedful.papers.multi_token_toy_checks import baseline_scored_with_dropout
 
-LANGUAGE_MODEL_RECIPE = "recipes/language-models-small.toml"
-SETTINGS = {"recipe.task.kind": "language-modelling", "recipe.budget": "steps"}
 TOY_COMMAND = "python -m scripts.find_the_block"  # six comparisons from recipes/find-the-block.toml
 
 CLAIMS: tuple[Claim, ...] = (
@@ -161,13 +158,8 @@ CLAIMS: tuple[Claim, ...] = (
         source="arXiv 2504.00927, version 2, table 2",
         published="10.91 against 11.25, 11.15 and 11.04 (880M parameters)",
         method="Perplexity on real text, each arm with the best of the same learning rates, differences by seed.",
-        evidence=Evidence(
-            recipe=LANGUAGE_MODEL_RECIPE,
-            settings=SETTINGS,
-            results=(LANGUAGE_MODELS,),
-            names=NAMES,
-            assess=lower_perplexity,
-            arms=("standard", "differential", "talking-heads", "multi-token"),
+        evidence=study_evidence(
+            lower_perplexity, "standard", "differential", "talking-heads", "multi-token", claimed="multi-token"
         ),
     ),
     Claim(
@@ -178,14 +170,7 @@ CLAIMS: tuple[Claim, ...] = (
         source="arXiv 2504.00927, version 2, tables 2 and 5, as read here",
         published="perplexity 11.25 standard, 11.23 convolution, 11.04 mixing, 10.91 all parts",
         method="Whether talking heads, the mixing alone, have more than half of the gain of all parts, seed by seed.",
-        evidence=Evidence(
-            recipe=LANGUAGE_MODEL_RECIPE,
-            settings=SETTINGS,
-            results=(LANGUAGE_MODELS,),
-            names=NAMES,
-            assess=mixing_gives_most,
-            arms=("standard", "talking-heads", "multi-token-v1", "multi-token"),
-        ),
+        evidence=study_evidence(mixing_gives_most, "standard", "talking-heads", "multi-token-v1", "multi-token"),
     ),
     Claim(
         name="multi-token-needles",

@@ -11,7 +11,6 @@ from heedful.papers.judging import by_seed, difference, figure_of, judge, number
 from heedful.study.tolerance import MARGIN, Tolerance, tolerances
 from heedful.study.wording import listed, rate
 
-LANGUAGE_MODELS = "language-models-small.json"
 TOLERANCE = "learning-rate-tolerance-small.json"
 AS_GOOD = 1.0
 """Percent of the reference's perplexity: a model that is worse by less counts as good as the other.
@@ -23,9 +22,8 @@ PUBLISHED_EXTRA = 12.5  # percent more parameters without embeddings, of the pap
 WIDER_IN = {"feed-forward": "wider in its feed-forward layers", "width": "wider in all its parts"}
 
 
-def identity_is_as_good(results: Mapping[str, Result]) -> Finding:
+def identity_is_as_good(result: Result) -> Finding:
     """Ask whether the identity query's perplexity exceeds that of the linear query by less than `AS_GOOD`."""
-    result = results[LANGUAGE_MODELS]
     item = difference(result, "identity-query", "standard")
     arms = {arm["name"]: arm for arm in result["arms"]}
     saved = 1 - arms["identity-query"]["parameters"] / arms["standard"]["parameters"]
@@ -43,14 +41,13 @@ def identity_is_as_good(results: Mapping[str, Result]) -> Finding:
     )
 
 
-def nonlinear_is_better(results: Mapping[str, Result]) -> Finding:
+def nonlinear_is_better(result: Result) -> Finding:
     """Compare the nonlinear with the linear query, each with the best of the same learning rates."""
-    return judge(results[LANGUAGE_MODELS], "nonlinear-query", "standard")
+    return judge(result, "nonlinear-query", "standard")
 
 
-def nonlinearity_is_what_pays(results: Mapping[str, Result]) -> Finding:
+def nonlinearity_is_what_pays(result: Result) -> Finding:
     """Compare the nonlinear query with the same one without its activation."""
-    result = results[LANGUAGE_MODELS]
     found = judge(result, "nonlinear-query", "nonlinear-query-linear-control")
     control = difference(result, "nonlinear-query-linear-control", "standard")
     return replace(
@@ -60,9 +57,8 @@ def nonlinearity_is_what_pays(results: Mapping[str, Result]) -> Finding:
     )
 
 
-def nonlinear_is_better_than_a_larger_model(results: Mapping[str, Result]) -> Finding:
+def nonlinear_is_better_than_a_larger_model(result: Result) -> Finding:
     """Compare the nonlinear query with the widened standard model, whose size the boosted arm sets."""
-    result = results[LANGUAGE_MODELS]
     found = judge(result, "nonlinear-query", "standard-wide")
     arms = {arm["name"]: arm for arm in result["arms"]}
     sizes = {name: arm["parameters_without_embeddings"] for name, arm in arms.items()}

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from heedful.papers.boosted_assessments import NAMES
 from heedful.papers.claim import Claim, Evidence
+from heedful.papers.language_models import study_evidence
 from heedful.papers.nonlinear_query_assessments import (
-    LANGUAGE_MODELS,
     TOLERANCE,
     identity_is_as_good,
     nonlinear_is_better,
@@ -17,9 +16,6 @@ from heedful.papers.query_cost_checks import nonlinear_query_cost
 from heedful.papers.query_elimination_checks import removal_where_exact, removal_with_both_skips, removal_with_norms
 from heedful.papers.query_invariance_checks import query_invariance
 from heedful.papers.query_start_checks import anchor_at_the_start, half_placement
-
-LANGUAGE_MODEL_RECIPE = "recipes/language-models-small.toml"
-SETTINGS = {"recipe.task.kind": "language-modelling", "recipe.budget": "steps"}
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
@@ -112,14 +108,7 @@ CLAIMS: tuple[Claim, ...] = (
         published="117M matches 124M (no table of losses)",
         method="Perplexity of the identity query and of the linear query on real text, each with the best of the same "
         "learning rates; as good is less than 1 % worse.",
-        evidence=Evidence(
-            recipe=LANGUAGE_MODEL_RECIPE,
-            settings=SETTINGS,
-            results=(LANGUAGE_MODELS,),
-            names=NAMES,
-            assess=identity_is_as_good,
-            arms=("standard", "identity-query"),
-        ),
+        evidence=study_evidence(identity_is_as_good, "standard", "identity-query", claimed="identity-query"),
     ),
     Claim(
         name="nonlinear-query-gain",
@@ -130,14 +119,7 @@ CLAIMS: tuple[Claim, ...] = (
         published="loss 1.40 % lower (version 1), 2.40 % lower (perplexity 6.81 %) later; one learning rate for the "
         "linear query, about thirty settings for the nonlinear one",
         method="Perplexity on real text, each arm with the best of the same learning rates, differences by seed.",
-        evidence=Evidence(
-            recipe=LANGUAGE_MODEL_RECIPE,
-            settings=SETTINGS,
-            results=(LANGUAGE_MODELS,),
-            names=NAMES,
-            assess=nonlinear_is_better,
-            arms=("standard", "nonlinear-query"),
-        ),
+        evidence=study_evidence(nonlinear_is_better, "standard", "nonlinear-query", claimed="nonlinear-query"),
     ),
     Claim(
         name="nonlinear-query-nonlinearity",
@@ -148,13 +130,12 @@ CLAIMS: tuple[Claim, ...] = (
         source="arXiv 2603.13381, motivation",
         published="no figure given (the control was not run)",
         method="The nonlinear query against the same one without its activation: equal size, wiring and norms.",
-        evidence=Evidence(
-            recipe=LANGUAGE_MODEL_RECIPE,
-            settings=SETTINGS,
-            results=(LANGUAGE_MODELS,),
-            names=NAMES,
-            assess=nonlinearity_is_what_pays,
-            arms=("standard", "nonlinear-query", "nonlinear-query-linear-control"),
+        evidence=study_evidence(
+            nonlinearity_is_what_pays,
+            "standard",
+            "nonlinear-query",
+            "nonlinear-query-linear-control",
+            claimed="nonlinear-query",
         ),
     ),
     Claim(
@@ -166,13 +147,12 @@ CLAIMS: tuple[Claim, ...] = (
         published="loss 2.915 against 2.927 (version 1)",
         method="The nonlinear query against a wider standard model. That control has the boosted arm's size, so only a "
         "victory over a larger, or a defeat by a smaller model decides.",
-        evidence=Evidence(
-            recipe=LANGUAGE_MODEL_RECIPE,
-            settings=SETTINGS,
-            results=(LANGUAGE_MODELS,),
-            names=NAMES,
-            assess=nonlinear_is_better_than_a_larger_model,
-            arms=("standard", "standard-wide", "nonlinear-query"),
+        evidence=study_evidence(
+            nonlinear_is_better_than_a_larger_model,
+            "standard",
+            "standard-wide",
+            "nonlinear-query",
+            claimed="nonlinear-query",
         ),
     ),
     Claim(

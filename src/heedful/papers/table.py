@@ -114,7 +114,8 @@ def again(claim: Claim) -> str:
     """Return the command that finds it again."""
     if claim.evidence is None:
         return f"heedful claims run {claim.name}"
-    return f"{claim.evidence.command}, then heedful claims run {claim.name} --result FILE"
+    gpu = f" (on a GPU {claim.evidence.gpu_command})" if claim.evidence.gpu_recipe else ""
+    return f"{claim.evidence.command}{gpu}, then heedful claims run {claim.name} --result FILE"
 
 
 def claim_mapping(claim: Claim, saved: SavedFinding) -> dict[str, Any]:
@@ -130,6 +131,7 @@ def claim_mapping(claim: Claim, saved: SavedFinding) -> dict[str, Any]:
         "method": claim.method,
         "again": again(claim),
         "recipe": None if evidence is None else evidence.recipe,
+        "gpu_recipe": None if evidence is None else evidence.gpu_recipe or None,
         "results": [] if evidence is None else list(evidence.results),
         **to_mapping(saved),
     }
