@@ -57,12 +57,12 @@ gpu: $(VENV)/.dev  ## CUDA tests, benchmarks and profile, and the study if CORPU
 
 # One call ends itself after nine minutes, with an error until everything is done, and the next goes on where it was. How many
 # runs at a time are fastest depends on the GPU; it is no part of a recipe and may change between calls.
-WORKERS ?= 4
+WORKERS ?= 8
 TEXTS = --data.corpus "$(CORPUS)/train.txt" --data.valid_corpus "$(CORPUS)/valid.txt" --data.test_corpus "$(CORPUS)/test.txt"
 FURTHER = $(if $(wildcard $(CORPUS)/wikitext.txt),--task.further_tests.wikitext "$(CORPUS)/wikitext.txt")
 NEEDS_TEXTS = @test -n "$(CORPUS)" || { echo "make $@ needs CORPUS=FOLDER with train.txt, valid.txt and test.txt in it."; exit 2; }
 # What is left of the nine minutes, for a comparison that begins when another has ended within them. The first, one epoch, is
-# done after about three calls on an H100 with WORKERS=8; the second is the same for fifteen epochs.
+# done after about three calls on an H100; the second is the same for fifteen epochs.
 SLICE = --workers $(WORKERS) --minutes $$(( (end - $$(date +%s)) / 60 )).5
 
 study: $(VENV)/.core  ## the papers' experiments for a GPU, on the texts in CORPUS, in slices of ten minutes
@@ -73,7 +73,7 @@ study: $(VENV)/.core  ## the papers' experiments for a GPU, on the texts in CORP
 	$(BIN)/python -m scripts.find_the_block --paper-size $(SLICE) && \
 	$(BIN)/heedful compare recipes/needles.toml $(SLICE) $(TEXTS)
 
-small-studies: $(VENV)/.core  ## the same for two CPU cores, about two hours; long bAbI as well with BABI=ARCHIVE
+small-studies: $(VENV)/.core  ## the same for two CPU cores, about three hours; long bAbI as well with BABI=ARCHIVE
 	$(NEEDS_TEXTS)
 	$(BIN)/heedful compare recipes/language-models-small.toml --workers 2 $(TEXTS) $(FURTHER)
 	$(BIN)/heedful compare recipes/learning-rate-tolerance-small.toml --workers 2 $(TEXTS)

@@ -14,7 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -123,10 +123,12 @@ def measure(options: Options) -> dict[str, Any]:
         "runs": [],
     }
     result |= _earlier(options.output, result)
+    tested = [_name(run) for run in _tested(comparison)]
     left = [run for run in _tested(comparison) if not _find(result, run)]
     begin, before = time.perf_counter(), result["seconds"]
     for run, found in scored(left, options, examples):
         result["runs"].append({**_name(run), **found})
+        result["runs"].sort(key=lambda done: tested.index(_name(done)))
         result["seconds"] = before + time.perf_counter() - begin
         write_json_atomically(options.output, result)
         print(f"{run['arm']}, seed {run['seed']}: BLiMP {100 * found['blimp']['accuracy']:.2f} %", flush=True)
@@ -139,15 +141,32 @@ def measure(options: Options) -> dict[str, Any]:
 def scored(
     runs: Sequence[Mapping[str, Any]], options: Options, examples: Examples
 ) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
-    """Yield runs, in their order, with what each scores."""
+    """Yield runs with what each scores, as they are done."""
     folders = [_folder(options.comparison, run) for run in runs]
     if options.workers == 1:
         yield from zip(runs, (score(folder, examples) for folder in folders), strict=True)
         return
     threads = max(1, torch.get_num_threads() // options.workers)
     context = get_context("spawn")  # a forked process cannot use CUDA
-    with ProcessPoolExecutor(options.workers, context, torch.set_num_threads, (threads,)) as pool:
-        yield from zip(runs, pool.map(score, folders, [examples] * len(folders)), strict=True)
+    with ProcessPoolExecutor(options.workers, context, _begin_work, (threads, examples)) as pool:
+        work = {pool.submit(_score_here, folder): run for run, folder in zip(runs, folders, strict=True)}
+        for done in as_completed(work):
+            yield work[done], done.result()
+
+
+class _Place:
+    """What a worker process knows between its runs."""
+
+    examples: Examples
+
+
+def _begin_work(threads: int, examples: Examples) -> None:
+    torch.set_num_threads(threads)
+    _Place.examples = examples
+
+
+def _score_here(folder: Path) -> dict[str, Any]:
+    return score(folder, _Place.examples)
 
 
 def score(folder: Path, examples: Examples) -> dict[str, Any]:

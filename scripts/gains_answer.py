@@ -79,8 +79,7 @@ class Mechanism:
 
     def __init__(self, result: Result, arm: str) -> None:
         self.arm, self.baseline = arm, result["baseline"]
-        note = next(item["learning_rate_note"] for item in result["arms"] if item["name"] == arm)
-        self.edge = " (its rate at an end of the range)" if note else ""
+        self.edge = edge(result, arm)
         self.gain = paired_difference(losses(result, arm), losses(result, self.baseline))
         self.controls: dict[Cost, EqualCost] = {cost: equal_cost(result, arm, cost) for cost in COSTS}
         further = FURTHER_CONTROL.get(arm)
@@ -130,6 +129,8 @@ class SumOfMechanisms:
 
     def __init__(self, result: Result, arm: str) -> None:
         self.gains = additivity(result, arm, parts_of(result, arm))
+        at_end = any(edge(result, name) for name in (arm, *parts_of(result, arm)))
+        self.edge = " (a rate of it or of a part at an end of the range)" if at_end else ""
         self.control = equal_cost(result, arm, "multiply_adds_per_token")
 
     def differences(self) -> list[PairedDifference]:
@@ -156,6 +157,12 @@ class SumOfMechanisms:
         return f"{said}."
 
 
+def edge(result: Result, arm: str) -> str:
+    """Return what to say behind the name of an arm whose learning rate is at an end of its range."""
+    note = next(item["learning_rate_note"] for item in result["arms"] if item["name"] == arm)
+    return " (its rate at an end of the range)" if note else ""
+
+
 def short_answer(found: list[Mechanism], sums: list[SumOfMechanisms]) -> str:
     """Write the two answers in a few sentences."""
     groups: dict[str, list[str]] = {}
@@ -176,7 +183,7 @@ def short_answer(found: list[Mechanism], sums: list[SumOfMechanisms]) -> str:
             words.append(f"{mechanism.arm} is {verdict} {mechanism.further}, the same without its activation.")
     by_excess: dict[str, list[str]] = {}
     for item in sums:
-        by_excess.setdefault(outcome(item.gains.excess), []).append(item.gains.arm)
+        by_excess.setdefault(outcome(item.gains.excess), []).append(f"{item.gains.arm}{item.edge}")
     sum_openings = {
         "worse": "Sums with a higher loss than their parts would leave together:",
         "better": "Sums with a lower loss than their parts would leave together:",

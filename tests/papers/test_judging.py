@@ -5,6 +5,7 @@ from made_results import made_result
 from scipy import stats
 
 from heedful.papers.judging import difference, figure_of, judge, verdict_of
+from heedful.papers.multi_token_assessments import lower_perplexity
 
 ONE, OTHER = [10.0, 11.0, 12.5, 10.5], [12.0, 12.5, 14.0, 12.75]
 
@@ -66,3 +67,32 @@ def test_findings_say_how_many_seeds():
 def test_error_rates_are_in_points():
     item = difference(made_result("some", "error", {"boosted": ONE, "standard": OTHER}), "boosted", "standard")
     assert figure_of(item) == "−1.8 points of test error"
+
+
+@pytest.mark.parametrize(
+    ("better", "edge", "verdict"),
+    [
+        ("boosted", "standard", "undecided"),
+        ("boosted", "boosted", "holds"),
+        ("standard", "boosted", "undecided"),
+        ("standard", "standard", "does not hold"),
+    ],
+)
+def test_who_loses_with_a_rate_at_an_end_of_its_range_has_not_lost(better, edge, verdict):
+    values = {arm: ONE if arm == better else OTHER for arm in ("boosted", "standard")}
+    made = result(**values)
+    note = f"{edge} does best with the lowest."
+    next(arm for arm in made["arms"] if arm["name"] == edge)["learning_rate_note"] = note
+    found = judge(made, "boosted", "standard")
+    assert found.verdict == verdict
+    assert f"{edge.capitalize()} does best with the lowest." in found.reason
+    assert found.reason.endswith("So this does not decide.") == (verdict == "undecided")
+
+
+def test_a_claim_of_several_pairs_does_not_hold_in_part_by_a_pair_that_is_not_decided():
+    made = made_result("made", "perplexity", {"multi-token": OTHER, "standard": ONE, "talking-heads": ONE,
+                                              "differential": [value + 9 for value in ONE]})  # fmt: skip
+    for arm in made["arms"]:
+        if arm["name"] == "differential":
+            arm["learning_rate_note"] = "differential does best with the lowest."
+    assert lower_perplexity(made).verdict == "does not hold"

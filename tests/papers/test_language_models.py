@@ -136,26 +136,3 @@ def test_the_command_judges_what_it_is_given(capsys, tmp_path):
 def test_the_way_to_find_it_again_names_both_recipes(capsys):
     again = f"heedful compare {CPU_RECIPE} (on a GPU heedful compare {GPU_RECIPE}), then heedful claims run {CLAIM}"
     assert again in printed(capsys, "show", CLAIM)
-
-
-@pytest.mark.parametrize(
-    ("values", "edge", "verdict"),
-    [
-        ((around(19.0), around(20.0)), "standard", "undecided"),
-        ((around(19.0), around(20.0)), "boosted", "holds"),
-        ((around(20.0), around(19.0)), "boosted", "undecided"),
-        ((around(20.0), around(19.0)), "standard", "does not hold"),
-    ],
-)
-def test_who_loses_with_a_rate_at_an_end_of_its_range_has_not_lost(values, edge, verdict):
-    boosted, standard = values
-    made = made_result("language-models-small", "perplexity", {"boosted": boosted, "standard": standard[::-1]})
-    next(arm for arm in made["arms"] if arm["name"] == edge)["learning_rate_note"] = (
-        f"{edge} does best with the lowest."
-    )
-    evidence = study_evidence(
-        lambda result: judge(result, "boosted", "standard"), "boosted", "standard", claimed="boosted"
-    )
-    found = evidence.assess({"language-models-small.json": made})
-    assert found.verdict == verdict
-    assert f"{edge.capitalize()} does best with the lowest." in found.reason

@@ -103,6 +103,17 @@ def test_every_run_at_its_arms_rate_is_scored(place, scored):
     assert run["blimp"]["accuracy"] == pytest.approx(sum(shares) / 3)
 
 
+def test_several_at_a_time_score_the_same_in_the_same_order(place, scored, tmp_path):
+    zero_shot.measure(options_of(place, tmp_path / "several.json", workers=2))
+    assert json.loads((tmp_path / "several.json").read_text(encoding="utf-8"))["runs"] == scored["runs"]
+
+
+def test_a_number_of_workers_below_one_is_refused(place, tmp_path):
+    with pytest.raises(ValueError, match="--workers must be at least 1, got 0"):
+        zero_shot.measure(options_of(place, tmp_path / "none.json", workers=0))
+    assert not (tmp_path / "none.json").exists()
+
+
 def test_differences_are_paired_by_seed_with_the_comparisons_own_pairs(scored):
     sides = {(item["arm"], item["reference"], item["kind"]) for item in scored["comparisons"]}
     assert sides == {

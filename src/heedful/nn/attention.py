@@ -37,8 +37,9 @@ class AttentionRound(nn.Module):
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
         sizes, heads = config.sizes, config.heads
-        # Worked out once: what `forward` reads makes compiled code its own, and these depend on `layer_index`.
-        self.config, self.heads = config, heads
+        # Not read from `config` in `forward`: its heads depend on `layer_index`, and code that is compiled from what
+        # reads that would be valid for this one layer.
+        self.config, self.layout = config, heads
         self.query = config.query.build(config.hidden_size, config.query_width, sizes.head_dim, bias=config.bias)
         self.k_proj = nn.Linear(config.hidden_size, heads.key_heads * sizes.head_dim, bias=config.bias)
         self.v_proj = nn.Linear(config.hidden_size, heads.value_heads * heads.value_dim, bias=config.bias)
@@ -57,7 +58,7 @@ class AttentionRound(nn.Module):
         spare: int,
     ) -> tuple[Float[Tensor, "b n heads_width"], RoundState]:
         """Return the concatenated heads of the round, and its memory."""
-        config, heads = self.config, self.heads
+        config, heads = self.config, self.layout
         key = self.k_proj(kv_source).unflatten(-1, (heads.key_heads, -1)).transpose(1, 2)
         value = self.v_proj(kv_source).unflatten(-1, (heads.value_heads, -1)).transpose(1, 2)
         # Under autocast a projection rounds and an identity query does not.
@@ -100,7 +101,7 @@ class Attention(nn.Module):
     def __init__(self, config: AttentionConfig) -> None:
         super().__init__()
         boosting, heads, width = config.boosting, config.heads, config.heads_width
-        self.config, self.heads = config, heads  # as in a round
+        self.config, self.layout = config, heads  # see AttentionRound
         self.rounds = nn.ModuleList(AttentionRound(config) for _ in range(config.rounds))
         gates = (
             []
@@ -178,7 +179,7 @@ class Attention(nn.Module):
             estimate = heads if estimate is None else estimate + self.gates[index - 1](estimate, heads) * heads
         assert estimate is not None
         if self.head_output is not None:
-            estimate = self.head_output(estimate.unflatten(-1, (self.heads.output_heads, -1))).flatten(-2)
+            estimate = self.head_output(estimate.unflatten(-1, (self.layout.output_heads, -1))).flatten(-2)
         return self.o_proj(estimate), None if state is None else past.after(tuple(states), x.shape[1])
 
     @staticmethod

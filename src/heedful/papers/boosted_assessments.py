@@ -7,11 +7,12 @@ the test perplexity.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
-from heedful.papers.claim import Evidence, Finding, Result
-from heedful.papers.judging import by_seed, difference, figure_of, judge, numbers_of, reason_of, verdict_of
+from heedful.papers.claim import Evidence, Finding, Result, Verdict
+from heedful.papers.judging import by_seed, difference, figure_of, judge, numbers_of, reason_of, settled, verdict_of
 from heedful.papers.language_models import study_evidence
 from heedful.study.statistics import paired_difference
 from heedful.study.wording import signed
@@ -35,33 +36,33 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 """What makes each arm the one that a claim is about; a result in which it differs is refused."""
 
 
-def language_models(assess: Callable[[Result], Finding], *arms: str, claimed: str | None = None) -> Evidence:
-    """Return evidence from the language-model comparison for a claim about `arms`; `claimed` as of `study_evidence`."""
+def language_models(assess: Callable[[Result], Finding], *arms: str) -> Evidence:
+    """Return evidence from the language-model comparison for a claim about `arms`."""
     settings = {f"arms.{arm}.{key}": value for arm in arms for key, value in SETTINGS[arm].items()}
-    return study_evidence(assess, *arms, claimed=claimed, settings=settings)
+    return study_evidence(assess, *arms, settings=settings)
 
 
 def pair(arm: str, reference: str) -> Evidence:
     """Return evidence for the claim that `arm` has the lower test perplexity of the two."""
-    return language_models(lambda result: judge(result, arm, reference), arm, reference, claimed=arm)
+    return language_models(lambda result: judge(result, arm, reference), arm, reference)
 
 
 def residual_matters(result: Result) -> Finding:
     """Judge by a = 1 against a = 0, and say whether the second look alone was better than one."""
-    item = difference(result, "boosted", "boosted-no-residual")
+    found = judge(result, "boosted", "boosted-no-residual")
     second_look = difference(result, "boosted-no-residual", "standard")
-    return Finding(
-        verdict=verdict_of(item),
-        figure=figure_of(item),
-        reason=f"{reason_of(item)} A second look without the residual, against one look: {figure_of(second_look)}.",
-        numbers=numbers_of(item) | numbers_of(second_look, "a = 0 against standard: "),
+    return replace(
+        found,
+        reason=f"{found.reason} A second look without the residual, against one look: {figure_of(second_look)}.",
+        numbers={**found.numbers, **numbers_of(second_look, "a = 0 against standard: ")},
     )
 
 
 def third_round(result: Result) -> Finding:
     """Judge whether the second round brings a gain, and more than the third: gain against gain, seed by seed."""
     metric = result["metrics"][0]
-    one, two, three = (by_seed(result, arm, metric) for arm in ("standard", "boosted", "boosted-three-rounds"))
+    arms = ["standard", "boosted", "boosted-three-rounds"]
+    one, two, three = (by_seed(result, arm, metric) for arm in arms)
     seeds = sorted(one.keys() & two.keys() & three.keys())
     second = {seed: one[seed] - two[seed] for seed in seeds}
     third = {seed: two[seed] - three[seed] for seed in seeds}
@@ -76,37 +77,38 @@ def third_round(result: Result) -> Finding:
     two_rounds = paired_difference(two, one)
     if verdict == "holds" and not (two_rounds.high is not None and two_rounds.high < 0):
         verdict = "undecided"  # of two losses the smaller one is no gain
+    verdict, reason = settled(verdict, reason_of(item), result, arms, losers=arms)
     return Finding(
         verdict=verdict,
         figure=f"gain {signed(means[0], 2)} by the second round, {signed(means[1], 2)} by the third",
-        reason=reason_of(item),
+        reason=reason,
         numbers={"gain by the second round": means[0], "gain by the third round": means[1], **numbers_of(item)},
     )
 
 
 def convergence(result: Result) -> Finding:
     """Find where the boosted model's mean validation loss passes the wider model's last one."""
-    boosted, wide = (_mean_curve(result, arm) for arm in ("boosted", "standard-wide"))
+    arms = ["boosted", "standard-wide"]
+    boosted, wide = (_mean_curve(result, arm) for arm in arms)
     if not boosted or not wide:
         return Finding(verdict="undecided", figure="no figure", reason="No run of one of the arms finished.")
     last, level = max(wide), wide[max(wide)]
     passed = [step for step, loss in sorted(boosted.items()) if loss <= level]
     numbers = {"wider model's last validation loss": level, "boosted model's": boosted[max(boosted)]}
     if not passed:
-        return Finding(
-            verdict="does not hold",
-            figure="never",
-            reason="The boosted model does not reach the wider model's last validation loss.",
-            numbers=numbers,
-        )
+        reason = "The boosted model does not reach the wider model's last validation loss."
+        verdict, reason = settled("does not hold", reason, result, arms, losers=arms[:1])
+        return Finding(verdict=verdict, figure="never", reason=reason, numbers=numbers)
     share = passed[0] / last
     cost = {arm["name"]: arm["multiply_adds_per_token"] for arm in result["arms"]}
     compute = share * cost["boosted"] / cost["standard-wide"]
-    holds = share < 1
+    reason = "Means over seeds of validation losses, read at the steps where they were measured; no interval."
+    verdict: Verdict = "undecided" if share == 1 else "holds" if compute < 1 else "holds in part"
+    verdict, reason = settled(verdict, reason, result, arms, losers=arms[1:])
     return Finding(
-        verdict="undecided" if not holds else "holds" if compute < 1 else "holds in part",
+        verdict=verdict,
         figure=f"after {100 * share:.0f} % of the steps, {100 * compute:.0f} % of the multiply-adds",
-        reason="Means over seeds of validation losses, read at the steps where they were measured; no interval.",
+        reason=reason,
         numbers={**numbers, "share of the steps": share, "share of the multiply-adds": compute},
     )
 

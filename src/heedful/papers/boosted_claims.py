@@ -245,7 +245,7 @@ EMPIRICAL = (
         published="no figure given",
         method=TRAINED,
         evidence=assessments.language_models(
-            assessments.residual_matters, "boosted", "boosted-no-residual", "standard", claimed="boosted"
+            assessments.residual_matters, "boosted", "boosted-no-residual", "standard"
         ),
     ),
     Claim(
@@ -256,9 +256,7 @@ EMPIRICAL = (
         source=f"{ARXIV}, table of rounds; language models were run with two rounds only",
         published="no figure given for language models",
         method="The gain of a third round against that of the second, seed by seed.",
-        evidence=assessments.language_models(
-            assessments.third_round, "standard", "boosted", "boosted-three-rounds", claimed="boosted"
-        ),
+        evidence=assessments.language_models(assessments.third_round, "standard", "boosted", "boosted-three-rounds"),
     ),
     Claim(
         name="boosted-convergence",
@@ -268,7 +266,7 @@ EMPIRICAL = (
         source=f"{ARXIV} v2b, convergence",
         published="after 12 of 15 epochs",
         method="Validation curves, means over seeds; in steps, and in multiply-adds.",
-        evidence=assessments.language_models(assessments.convergence, "boosted", "standard-wide", claimed="boosted"),
+        evidence=assessments.language_models(assessments.convergence, "boosted", "standard-wide"),
     ),
     Claim(
         name="boosted-gates",

@@ -4,10 +4,14 @@ The claimed side of zero decides with the 95 % interval of the difference, seed 
 claim holds; all of it on the other side, it does not; zero inside, or too few seeds for an interval, undecided. Claims
 are asked one by one, so the interval is not corrected for their number; the corrected p-value of the comparison, where
 it has one, stands among the numbers.
+
+Lower metrics are better. Whoever loses with a learning rate at an end of the range tried might do better with one that
+was not tried, so such a difference decides nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -54,9 +58,34 @@ def judge(
 ) -> Finding:
     """Judge the claim that `arm` has a lower (or higher) metric than `reference`."""
     item = difference(result, arm, reference, metric)
-    return Finding(
-        verdict=verdict_of(item, claimed), figure=figure_of(item), reason=reason_of(item), numbers=numbers_of(item)
-    )
+    loser = arm if (item["mean"] or 0.0) > 0 else reference
+    verdict, reason = settled(verdict_of(item, claimed), reason_of(item), result, [arm, reference], losers=[loser])
+    return Finding(verdict=verdict, figure=figure_of(item), reason=reason, numbers=numbers_of(item))
+
+
+def settled(
+    verdict: Verdict, reason: str, result: Result, arms: Sequence[str], *, losers: Sequence[str]
+) -> tuple[Verdict, str]:
+    """Return verdict and reason with what must be said of learning rates: undecided where a loser's is at an end.
+
+    Args:
+        verdict: by the interval alone.
+        reason: what it rests on.
+        result: the content of a `result.json`.
+        arms: those that are compared.
+        losers: those of them that a lower loss would help.
+    """
+    notes = edge_notes(result, arms)
+    words = [reason, *notes.values()]
+    if verdict in ("undecided", "not tested here") or not any(arm in notes for arm in losers):
+        return verdict, " ".join(words)
+    return "undecided", " ".join([*words, "So this does not decide."])
+
+
+def edge_notes(result: Result, arms: Sequence[str]) -> dict[str, str]:
+    """Return a sentence for each of `arms` whose learning rate is at an end of the range tried."""
+    notes = {arm["name"]: arm.get("learning_rate_note") or "" for arm in result["arms"]}
+    return {arm: f"{notes[arm][:1].upper()}{notes[arm][1:]}" for arm in arms if notes.get(arm)}
 
 
 def verdict_of(item: dict[str, Any], claimed: Literal["lower", "higher"] = "lower") -> Verdict:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from heedful.papers.claim import Finding, Result, Verdict
-from heedful.papers.judging import by_seed, difference, figure_of, judge, numbers_of
+from heedful.papers.judging import by_seed, difference, figure_of, judge, numbers_of, settled
 from heedful.study.statistics import paired_difference
 from heedful.study.wording import listed, signed
 
@@ -46,6 +46,8 @@ def mixing_gives_most(result: Result) -> Finding:
         f"the convolution before the softmax and mixing of pairs, {figure_of(second)}; all parts {figure_of(gain)}. "
         "The convolution alone was not trained on language here."
     )
+    arms = ["standard", "talking-heads", "multi-token"]
+    verdict, reason = settled(verdict, reason, result, arms, losers=arms)
     if verdict == "undecided":
         reason += " Whether mixing has more than half of the gain cannot be told."
     share = None

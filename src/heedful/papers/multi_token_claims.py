@@ -158,9 +158,7 @@ CLAIMS: tuple[Claim, ...] = (
         source="arXiv 2504.00927, version 2, table 2",
         published="10.91 against 11.25, 11.15 and 11.04 (880M parameters)",
         method="Perplexity on real text, each arm with the best of the same learning rates, differences by seed.",
-        evidence=study_evidence(
-            lower_perplexity, "standard", "differential", "talking-heads", "multi-token", claimed="multi-token"
-        ),
+        evidence=study_evidence(lower_perplexity, "standard", "differential", "talking-heads", "multi-token"),
     ),
     Claim(
         name="multi-token-ablation",

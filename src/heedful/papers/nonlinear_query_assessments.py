@@ -7,7 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from heedful.papers.claim import Finding, Result, Verdict
-from heedful.papers.judging import by_seed, difference, figure_of, judge, numbers_of, reason_of
+from heedful.papers.judging import by_seed, difference, figure_of, judge, numbers_of, reason_of, settled
 from heedful.study.tolerance import MARGIN, Tolerance, tolerances
 from heedful.study.wording import listed, rate
 
@@ -28,11 +28,14 @@ def identity_is_as_good(result: Result) -> Finding:
     arms = {arm["name"]: arm for arm in result["arms"]}
     saved = 1 - arms["identity-query"]["parameters"] / arms["standard"]["parameters"]
     reason = f"{reason_of(item)} It has {100 * saved:.1f} % fewer parameters."
+    pair = ["identity-query", "standard"]
     verdict: Verdict = "undecided"
     if item["low"] is not None:
         margin = AS_GOOD / 100 * fmean(by_seed(result, "standard", item["metric"]).values())
         verdict = "holds" if item["high"] <= margin else "does not hold" if item["low"] > margin else "undecided"
         reason = f"{reason} It counts as good as the linear query if it is worse by less than {AS_GOOD:g} %."
+    losers = pair[:1] if verdict == "does not hold" else pair[1:]
+    verdict, reason = settled(verdict, reason, result, pair, losers=losers)
     return Finding(
         verdict=verdict,
         figure=figure_of(item),

@@ -108,7 +108,7 @@ CLAIMS: tuple[Claim, ...] = (
         published="117M matches 124M (no table of losses)",
         method="Perplexity of the identity query and of the linear query on real text, each with the best of the same "
         "learning rates; as good is less than 1 % worse.",
-        evidence=study_evidence(identity_is_as_good, "standard", "identity-query", claimed="identity-query"),
+        evidence=study_evidence(identity_is_as_good, "standard", "identity-query"),
     ),
     Claim(
         name="nonlinear-query-gain",
@@ -119,7 +119,7 @@ CLAIMS: tuple[Claim, ...] = (
         published="loss 1.40 % lower (version 1), 2.40 % lower (perplexity 6.81 %) later; one learning rate for the "
         "linear query, about thirty settings for the nonlinear one",
         method="Perplexity on real text, each arm with the best of the same learning rates, differences by seed.",
-        evidence=study_evidence(nonlinear_is_better, "standard", "nonlinear-query", claimed="nonlinear-query"),
+        evidence=study_evidence(nonlinear_is_better, "standard", "nonlinear-query"),
     ),
     Claim(
         name="nonlinear-query-nonlinearity",
@@ -135,7 +135,6 @@ CLAIMS: tuple[Claim, ...] = (
             "standard",
             "nonlinear-query",
             "nonlinear-query-linear-control",
-            claimed="nonlinear-query",
         ),
     ),
     Claim(
@@ -152,7 +151,6 @@ CLAIMS: tuple[Claim, ...] = (
             "standard",
             "standard-wide",
             "nonlinear-query",
-            claimed="nonlinear-query",
         ),
     ),
     Claim(

@@ -17,7 +17,7 @@ from heedful.nn.config import AttentionConfig
 from heedful.ops.backends import Situation
 from heedful.train.chunked_cross_entropy import LOGITS_OF_A_CHUNK, chunked_cross_entropy
 from heedful.train.config import TrainConfig
-from heedful.train.cross_entropy_rows import torch_rows, triton_rows
+from heedful.train.cross_entropy_rows import KERNEL_TYPES, torch_rows, triton_rows
 from heedful.train.simulated_step import Footprint, footprint
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -119,7 +119,7 @@ def _loss_at_once(config: DecoderConfig, run: PartsRun, tokens: int) -> Footprin
                 targets,
                 z_loss=loss.z_loss,
                 chunk_tokens=loss.chunk_tokens,
-                rows=triton_rows if run.gpu else torch_rows,
+                rows=triton_rows if run.gpu and run.weights in KERNEL_TYPES else torch_rows,
             )
             return objective
 
