@@ -37,7 +37,7 @@ from scripts.result_words import (
     provenance,
     table,
 )
-from scripts.tolerance_table import tolerance_part
+from scripts.tolerance_table import sweep_part, tolerance_part
 
 PAGES = ROOT / "docs/results"
 DIGITS = {"perplexity": 2, "loss": 4, "error": 1}
@@ -53,7 +53,7 @@ def paper_parts() -> dict[Path, dict[str, Callable[[], str]]]:
             f"{paper}-experiments": partial(experiments_part, paper),
             f"{paper}-claims": partial(claims_part, paper),
         }
-    parts[PAGES / "nonlinear-query.md"]["learning-rate-tolerance"] = tolerance_part
+    parts[PAGES / "nonlinear-query.md"] |= {"learning-rate-tolerance": tolerance_part, "learning-rates": sweep_part}
     parts[PAGES / "multi-token.md"]["find-the-block"] = find_the_block_table
     return parts
 

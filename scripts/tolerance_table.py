@@ -1,4 +1,7 @@
-"""The learning-rate tolerance on docs/results/nonlinear-query.md: table, sentences and figure, from one result file."""
+"""The learning-rate tolerance on docs/results/nonlinear-query.md: table, sentences and figure, from one result file.
+
+A second table has the rates that the larger study of language models tried, for the arms that both have.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from scripts.result_words import RESULTS, ROOT, load, missing, provenance, table
 NAME = "learning-rate-tolerance-small"
 FIGURE = ROOT / "docs/figures/learning-rate-tolerance.svg"
 NEW = "nonlinear-query"
+LARGER = "language-models-one-epoch"
+LARGER_ARMS = ("standard", NEW, "nonlinear-query-linear-control", "identity-query")
 
 
 def tolerance_part(folder: Path = RESULTS) -> str:
@@ -86,6 +91,32 @@ def _factor(found: RateRange) -> str:
 def _short(value: float) -> str:
     """Write a rate that was interpolated: two digits are more than it is worth."""
     return rate(float(f"{value:.2g}"))
+
+
+def sweep_part(folder: Path = RESULTS) -> str:
+    """Return the generated part: validation losses of the larger study at every rate it tried."""
+    result = load(LARGER, folder)
+    if result is None:
+        return missing(LARGER) + "\n"
+    arms = [arm for arm in result["arms"] if arm["name"] in LARGER_ARMS]
+    rates = sorted({item["learning_rate"] for arm in arms for item in arm["sweep"]})
+    rows = []
+    for arm in arms:
+        losses = {item["learning_rate"]: item["validation_loss"] for item in arm["sweep"]}
+        best = min(loss for loss in losses.values() if loss is not None)
+        cells = [_beyond(losses.get(value), best) for value in rates]
+        rows.append([arm["name"], f"{arm['parameters']:,}", *cells])
+    headers = ["arm", "parameters", *(f"at rate {rate(value)}" for value in rates)]
+    words = (
+        "Validation losses in nats of the first seed, one run at each rate; in brackets how far above the arm's best."
+    )
+    return "\n".join([table(headers, rows, numbers=len(headers) - 1), words, "", provenance(LARGER, result), ""])
+
+
+def _beyond(loss: float | None, best: float) -> str:
+    if loss is None:
+        return "diverged"
+    return f"{loss:.3f}" if loss == best else f"{loss:.3f} ({signed(loss - best, 3)})"
 
 
 def stale_tolerance_figure(folder: Path = RESULTS, path: Path = FIGURE) -> dict[Path, str]:

@@ -358,6 +358,22 @@ def tolerance_result() -> dict[str, Any]:
     return {"baseline": "linear", "arms": arms, "runs": runs, "machines": ["M"], "environment": environment, **source}
 
 
+def test_the_rates_of_the_larger_study_stand_beside_the_tolerance(tmp_path: Path) -> None:
+    assert tolerance_table.sweep_part(tmp_path).startswith("Not run yet: ")
+    write(tmp_path, LARGE, OTHERWISE)
+    file = tmp_path / f"{LARGE}.json"
+    result = json.loads(file.read_text(encoding="utf-8"))
+    losses = {1e-3: 3.25, 2e-3: 3.0, 4e-3: None}
+    sweep = [{"learning_rate": rate, "status": "", "validation_loss": loss} for rate, loss in losses.items()]
+    result["arms"] = [{**arm, "sweep": sweep} for arm in result["arms"]]
+    file.write_text(json.dumps(result), encoding="utf-8")
+    text = tolerance_table.sweep_part(tmp_path)
+    assert "at rate 1e-3 | at rate 2e-3 | at rate 4e-3" in line_of(text, "| arm |")
+    assert line_of(text, "| nonlinear-query |").endswith("| 3.250 (+0.250) | 3.000 | diverged |")
+    assert "| boosted |" not in text
+    assert f"`results/{LARGE}.json`" in text
+
+
 def test_the_tolerance_is_told_and_drawn_from_one_result(tmp_path: Path) -> None:
     result = tolerance_result()
     file, figure = tmp_path / f"{tolerance_table.NAME}.json", tmp_path / "figure.svg"
