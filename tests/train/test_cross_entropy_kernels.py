@@ -25,8 +25,10 @@ from heedful.train.cross_entropy_rows import choose_rows, torch_rows, triton_row
 from tolerance import ORDER, largest_difference, precision_loss
 from triton_on_cpu import DEVICE, INTERPRETED
 
+# Triton has wheels for Linux only; `make test` installs it there, so that nothing is skipped in CI.
 if importlib.util.find_spec("triton") is None:
     pytest.skip("needs the package triton", allow_module_level=True)
+# The interpreter is chosen when Triton is first imported, by conftest.py; a plugin or a user's shell might be earlier.
 if not triton_on_cpu.load():
     pytest.skip("Triton was imported before, for a GPU; run this file alone", allow_module_level=True)
 
